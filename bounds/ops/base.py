@@ -1,0 +1,196 @@
+"""What an operator is.
+
+An operator is a frozen value without tensors: weights are constant *operands* of its node. Everything that
+bounding needs to know about an operator is said once, in its class: how to compute it, how to enclose it, and (for
+a nonlinear one) which lines lie below and above it. No list elsewhere names operators; the registry is the set of
+concrete subclasses.
+
+Leading dimension. Every data operand carries the box dimension N in front, ``[N, *shape]`` (a constant data operand
+has N = 1); a *parameter* (a weight, a bias, an index) has no N. ``parameters`` names the positions without N.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from bounds.rounding import Rounding
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxName:
+    """The ONNX operator that a class reads, and the first opset in which this reading holds."""
+
+    name: str
+    since: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxNode:
+    """One node of an ONNX model as plain values: attributes decoded, operands as builder ids (None: left out)."""
+
+    op_type: str
+    name: str
+    attributes: Mapping[str, Any]
+    inputs: tuple[int | None, ...]
+    outputs: int
+    opset: int
+
+
+class UnsupportedOperatorError(ValueError):
+    """A valid model uses an operator, or a form of one, that is not supported."""
+
+
+class BuilderLike(Protocol):
+    """What ``from_onnx`` may ask of the builder (``bounds.graph.Builder``)."""
+
+    def shape(self, index: int) -> Shape: ...
+    def value(self, index: int) -> Tensor | None: ...
+    def constant(self, value: Tensor, error: Tensor | None = None, name: str = "") -> int: ...
+    def add(self, op: Op, *inputs: int, name: str = "") -> int: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """``sum_i slopes[i] * operand_i + offset``, elementwise over the node; tensors are ``[N, *node shape]``."""
+
+    slopes: tuple[Tensor, ...]
+    offset: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Relaxation:
+    """Sound lines around a nonlinear operator on a box: every ``lower`` line <= op <= every ``upper`` line there.
+
+    Backward bounds use the first line of each side; a linear program may use all of them.
+    """
+
+    lower: tuple[Line, ...]
+    upper: tuple[Line, ...]
+
+
+Interval = tuple[Tensor, Tensor]
+
+
+class Op(ABC):
+    """An operation of a graph. Subclasses are frozen dataclasses with plain (hashable) fields."""
+
+    __slots__ = ()
+    onnx: ClassVar[tuple[OnnxName, ...]] = ()
+    parameters: ClassVar[frozenset[int]] = frozenset()
+
+    @classmethod
+    def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
+        """Add this node to the graph under construction and return the ids of its outputs.
+
+        Raises ``UnsupportedOperatorError`` for a form that is not covered (the message says which and why).
+        """
+        raise UnsupportedOperatorError(f"{cls.__name__} is not read from ONNX")
+
+    @abstractmethod
+    def forward(self, *operands: Tensor) -> Tensor:
+        """The operation itself: data operands ``[N, *shape]``, parameters ``[*shape]``; returns ``[N, *out]``."""
+
+    @abstractmethod
+    def is_affine(self, variable: Sequence[bool]) -> bool:
+        """Whether the result is affine in the operands that depend on the graph's input (``variable``)."""
+
+    @abstractmethod
+    def interval(self, operands: Sequence[Interval], rounding: Rounding | None) -> Interval:
+        """Bounds of the result when each operand lies in its interval (a constant: two equal ends).
+
+        With ``rounding`` they enclose the exact real result in spite of floating point.
+        """
+
+    def shape(self, *shapes: Shape) -> Shape:
+        """Static shape of the result (without N), by running ``forward`` on the meta device."""
+        operands = [
+            torch.empty(s if i in self.parameters else (1, *s), device="meta", dtype=torch.float64)
+            for i, s in enumerate(shapes)
+        ]
+        return tuple(self.forward(*operands).shape[1:])
+
+
+class Affine(Op):
+    """Affine in its variable operands once the others are constants.
+
+    ``offsets`` are operand positions that are only added (a bias). ``accumulation`` bounds how many terms are summed
+    into one element of the result *or* of the transposed step; 0 says that nothing is computed (values are moved).
+    """
+
+    __slots__ = ()
+    offsets: ClassVar[frozenset[int]] = frozenset()
+
+    def is_affine(self, variable: Sequence[bool]) -> bool:
+        return True
+
+    @abstractmethod
+    def accumulation(self, *shapes: Shape) -> int:
+        """Upper bound of the number of summed terms per element, forward and transposed; 0: exact."""
+
+    def absolute(self, *operands: Tensor) -> Tensor:
+        """``|W| m + |b|`` for operands that are already absolute values (all entries >= 0)."""
+        return self.forward(*operands)
+
+    def pullback(self, rows: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor:
+        """Transposed linear part: coefficient rows ``[R, *out]`` to rows ``[R, *shape]`` of operand ``position``.
+
+        ``operands`` holds the constants (None for variable operands). The default is the vector-Jacobian product
+        of ``forward``, which for a linear map is its transpose.
+        """
+        zero = rows.new_zeros((rows.shape[0], *shape))
+        template = [zero[:1] if o is None else o for o in operands]
+
+        def linear(x: Tensor) -> Tensor:
+            return self.forward(*[x if i == position else o for i, o in enumerate(template)])
+
+        _, transpose = torch.func.vjp(linear, zero)
+        result: Tensor = transpose(rows)[0]
+        return result
+
+    def interval(self, operands: Sequence[Interval], rounding: Rounding | None) -> Interval:
+        """Midpoint-radius enclosure: centre through ``forward``, radius through ``|W|``, plus error terms.
+
+        A constant operand is recognised by two identical ends and taken as exact; errors of computed constants are
+        the caller's to add (``absolute`` of the operands' sizes with the constants replaced by their errors).
+        """
+        lows, highs = [o[0] for o in operands], [o[1] for o in operands]
+        count = self.accumulation(*(o.shape if i in self.parameters else o.shape[1:] for i, o in enumerate(lows)))
+        if count == 0:
+            return self.forward(*lows), self.forward(*highs)
+        centres, radii, sizes = [], [], []
+        for i, (low, high) in enumerate(operands):
+            if low is high:
+                centres.append(low)
+                sizes.append(low.abs())
+                radii.append(torch.zeros_like(low) if i in self.offsets else sizes[-1])
+                continue
+            centre = (low + high) / 2
+            radius = torch.maximum(high - centre, centre - low)
+            centres.append(centre)
+            radii.append(radius if rounding is None else rounding.up(radius))
+            sizes.append(torch.maximum(low.abs(), high.abs()))
+        centre, radius = self.forward(*centres), self.absolute(*radii)
+        if rounding is None:
+            return centre - radius, centre + radius
+        radius = rounding.up(radius + rounding.affine(count, self.absolute(*sizes)))
+        return rounding.down(centre - radius), rounding.up(centre + radius)
+
+
+def operators() -> tuple[type[Op], ...]:
+    """Every concrete operator class, in name order: the registry."""
+    found: dict[str, type[Op]] = {}
+    stack: list[type[Op]] = [Op]
+    while stack:
+        cls = stack.pop()
+        stack.extend(cls.__subclasses__())
+        if not getattr(cls, "__abstractmethods__", None):
+            found[cls.__name__] = cls
+    return tuple(found[name] for name in sorted(found))

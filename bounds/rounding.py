@@ -1,0 +1,65 @@
+"""The error terms: the one place that knows how floating point rounds.
+
+A bound that is claimed for exact real arithmetic is computed in float32 or float64 and then moved outward by a
+bound of everything that rounding can have done to it. All terms come from the standard model
+``fl(a op b) = (a op b)(1 + d) + e`` with ``|d| <= u`` and ``|e| <= tiny`` (Higham, Accuracy and Stability of
+Numerical Algorithms, 2nd ed., section 3.1): a sum of n products in any order, with or without fused operations,
+is off by at most ``gamma_n * sum |a_i||b_i|`` plus underflow.
+
+``None`` in place of a ``Rounding`` means search: no claim is made and no term is added.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """Error model of one dtype: unit roundoff ``unit`` (2^-24 or 2^-53) and underflow threshold ``tiny``."""
+
+    unit: float
+    tiny: float
+
+    @staticmethod
+    def of(dtype: torch.dtype) -> Rounding:
+        """The model of ``torch.float32`` or ``torch.float64``; any other dtype raises ``ValueError``."""
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"no error model for {dtype}: use float32 or float64")
+        info = torch.finfo(dtype)
+        return Rounding(unit=info.eps / 2, tiny=info.tiny)
+
+    def gamma(self, n: int) -> float:
+        """``n u / (1 - n u)``, rounded up; infinite where ``n u >= 1/2`` (no claim is possible)."""
+        product = n * self.unit
+        return math.inf if product >= 0.5 else product / (1 - product) * (1 + 2**-40)
+
+    def affine(self, count: int, size: Tensor) -> Tensor:
+        """Error of a sum of ``count`` products whose absolute values sum (as computed) to ``size``.
+
+        Covers the rounding of the sum, of a bias added to it, of ``size`` itself and of up to eight further
+        roundings around it, and underflow: ``|computed - exact| <= affine(count, size)``.
+        """
+        terms = count + 8
+        return size * (self.gamma(terms) * (1 + 2 * self.gamma(terms))) + terms * 4 * self.tiny
+
+    def up(self, value: Tensor) -> Tensor:
+        """A number of the dtype at least as large as any real that rounds to ``value`` (two units outward)."""
+        return value + (value.abs() * (4 * self.unit) + self.tiny)
+
+    def down(self, value: Tensor) -> Tensor:
+        """A number of the dtype at most as large as any real that rounds to ``value``."""
+        return value - (value.abs() * (4 * self.unit) + self.tiny)
+
+
+def cast_outward(lower: Tensor, upper: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Convert an interval to ``dtype`` so that it contains the given one; exact ends stay as they are."""
+    low, high = lower.to(dtype), upper.to(dtype)
+    inf = torch.tensor(math.inf, dtype=dtype, device=lower.device)
+    low = torch.where(low.to(lower.dtype) > lower, torch.nextafter(low, -inf), low)
+    high = torch.where(high.to(upper.dtype) < upper, torch.nextafter(high, inf), high)
+    return low, high

@@ -1,0 +1,111 @@
+"""The query: one graph from a flat input to distinct scalar forms, and the cases as arrays.
+
+Polarity (here and nowhere else): a property file describes the *counterexample*.
+
+    Unsafe: some box, some clause of that box, some x in the box, with every literal of the clause true.
+
+A literal is ``sign * (form(x) - rhs) <= 0`` (``< 0`` where strict): sign +1 for ``form <= rhs``, -1 for
+``form >= rhs``. It is refuted on a set where ``lower(sign * form) > sign * rhs``; a clause is refuted when one of its
+literals is, or some non-negative combination of them; the property holds (``unsat``) when all clauses are refuted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from bounds.graph import Graph
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A declared tensor: its name in the property, element type ("float32", ...), shape, and place in the flat
+    vector ``[start, start + size)`` of all inputs (or of all outputs)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """An exact affine form of the flat outputs and flat inputs: ``sum c_i y_i + sum d_j x_j``."""
+
+    outputs: tuple[tuple[int, Fraction], ...]
+    inputs: tuple[tuple[int, Fraction], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Specification:
+    """A property by itself, exact, without a network: numbers are indices into ``constants``.
+
+    M boxes over n flat inputs; K clauses sorted by box (``clauses_of[m]:clauses_of[m+1]`` are box m's); L literals
+    (``literals_of[k]:literals_of[k+1]`` are clause k's). ``lower``/``upper`` ``[M, n]``: indices of exact bounds.
+    A clause with no literals is true everywhere in its box.
+    """
+
+    constants: tuple[Fraction, ...]
+    lower: np.ndarray
+    upper: np.ndarray
+    clauses_of: np.ndarray
+    literals_of: np.ndarray
+    form: np.ndarray
+    sign: np.ndarray
+    rhs: np.ndarray
+    strict: np.ndarray
+    forms: tuple[Form, ...]
+    inputs: tuple[Variable, ...]
+    outputs: tuple[Variable, ...]
+    version: str = "1.0"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cases:
+    """The specification in floating point, each number on its safe side.
+
+    ``lower, upper`` ``[M, n]`` float64 contain the exact box (after widening). ``inner_lower, inner_upper`` ``[M, n]``
+    are the ends of the same set in the model's dtype: a vector of that dtype lies in the set exactly where it lies
+    between them. ``varying`` ``[M, n]``: exact lower < exact upper; only these are ever split. ``form, sign`` ``[L]``
+    and the CSR pointers as in ``Specification``. ``threshold`` ``[L]`` float64: at least ``sign * rhs`` (refuted
+    where ``lower(sign * form) > threshold``).
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
+    inner_lower: np.ndarray
+    inner_upper: np.ndarray
+    varying: np.ndarray
+    clauses_of: np.ndarray
+    literals_of: np.ndarray
+    form: np.ndarray
+    sign: np.ndarray
+    threshold: np.ndarray
+    strict: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Query:
+    """A question for ``verify``.
+
+    ``graph``: one flat input ``[n]`` to one output ``[F]`` of forms. ``specification`` is the exact property (replay
+    evaluates it), ``cases`` its arrays, ``model`` the ONNX bytes for onnxruntime, ``notes`` what every verdict must
+    repeat ("176 of 400 inputs widened, by at most 1.2e-7").
+    """
+
+    graph: Graph
+    cases: Cases
+    specification: Specification
+    model: bytes
+    notes: tuple[str, ...] = ()
+    source: Path | None = None

@@ -1,0 +1,82 @@
+"""The kinds of answer. A verdict is one of four words; other kinds of result have types of their own elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+
+Word = Literal["sat", "unsat", "unknown", "timeout"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counterexample:
+    """A point that violates the property, replayed with onnxruntime.
+
+    ``inputs`` and ``outputs`` are flat arrays per declared variable, in declaration order, in the model's dtype.
+    ``real`` is the status in exact real arithmetic: ``violated``, ``holds`` or ``open`` (not decided).
+    ``margin`` is the least slack of the clause's literals on the replayed outputs (>= 0: they hold).
+    """
+
+    inputs: tuple[np.ndarray, ...]
+    outputs: tuple[np.ndarray, ...]
+    clause: int
+    margin: float
+    replayed_with: str
+    real: Literal["violated", "holds", "open"] = "open"
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Verdict:
+    """What ``verify`` answers: ``word``, the ``stage`` that decided, the ``seconds`` it took, and ``notes``.
+
+    Notes are sentences that qualify the answer, such as the count of widened inputs.
+    """
+
+    word: ClassVar[Word]
+    stage: str
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Violated(Verdict):
+    """``sat``: a counterexample exists; onnxruntime replays it."""
+
+    word: ClassVar[Word] = "sat"
+    counterexample: Counterexample
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Verified(Verdict):
+    """``unsat``: no counterexample exists.
+
+    ``semantics`` says for which arithmetic ("real": exact arithmetic over the stored weights). ``margin`` is the
+    least proven lower bound over the refuted cases (inf: there was nothing to refute), ``subproblems`` how many were
+    refuted, each by bounds that include their rounding errors.
+    """
+
+    word: ClassVar[Word] = "unsat"
+    semantics: Literal["real", "float32"] = "real"
+    margin: float = float("inf")
+    subproblems: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Unknown(Verdict):
+    """``unknown`` with a reason; ``best_bound`` is the least lower bound left (-inf: none), ``open_share`` the share
+    of the input set (or of the subproblem tree) that is still open, in [0, 1]."""
+
+    word: ClassVar[Word] = "unknown"
+    reason: str = ""
+    best_bound: float = float("-inf")
+    open_share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class TimedOut(Unknown):
+    """``timeout``: the limit came first."""
+
+    word: ClassVar[Word] = "timeout"
+    reason: str = field(default="time limit")
