@@ -10,6 +10,19 @@ import numpy as np
 Word = Literal["sat", "unsat", "unknown", "timeout"]
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running verification is: the ``stage`` at work, the least ``lower_bound`` over what is open (-inf: none
+    yet), the number of ``open_subproblems``, the ``open_share`` of the input set or tree in [0, 1], ``seconds`` so far.
+    """
+
+    stage: str
+    lower_bound: float = float("-inf")
+    open_subproblems: int = 0
+    open_share: float = 1.0
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Counterexample:
     """A point that violates the property, replayed with onnxruntime.
