@@ -1,0 +1,1 @@
+"""Sound bounds of a computation graph over a set of inputs."""
