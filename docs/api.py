@@ -1,0 +1,57 @@
+"""Write ``docs/api.txt``: every public name of the three packages with its signature.
+
+``python docs/api.py`` rewrites the file; ``tests/test_house.py`` compares it with the packages. A change of the public
+interface is therefore always seen in a diff. Public is what stands in a package's ``__all__``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGES = ("bounds", "milp", "verifier")
+TARGET = Path(__file__).with_name("api.txt")
+
+
+def lines() -> Iterator[str]:
+    """The lines of ``docs/api.txt``."""
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        for name in sorted(getattr(module, "__all__", ())):
+            yield from describe(f"{package}.{name}", getattr(module, name))
+
+
+def describe(name: str, value: object) -> Iterator[str]:
+    """One line for a function or a value, one for a class and each of its own public methods and properties."""
+    if inspect.isclass(value):
+        yield f"{name}{signature(value)}"
+        for member, item in sorted(vars(value).items()):
+            if member.startswith("_"):
+                continue
+            if isinstance(item, property):
+                yield f"{name}.{member} -> {inspect.signature(item.fget).return_annotation if item.fget else '?'}"
+            elif isinstance(item, staticmethod | classmethod) or inspect.isfunction(item):
+                yield f"{name}.{member}{signature(getattr(value, member))}"
+    elif callable(value):
+        yield f"{name}{signature(value)}"
+    else:
+        yield f"{name}: {type(value).__name__}"
+
+
+def signature(value: object) -> str:
+    """The signature as written, without the module paths that differ between versions of a dependency."""
+    try:
+        return str(inspect.signature(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return "(...)"
+
+
+def text() -> str:
+    """The whole file."""
+    return "\n".join(lines()) + "\n"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(text(), encoding="utf-8")
