@@ -167,6 +167,10 @@ class Builder:
             return self.constant(value, error, name)
         return self._append(op, inputs, op.shape(*(self.shape(i) for i in inputs)), name)
 
+    def rename(self, index: int, name: str) -> None:
+        """Give a node another name."""
+        self._nodes[index] = replace(self._nodes[index], name=name)
+
     def embed(self, graph: Graph, inputs: Sequence[int]) -> tuple[int, ...]:
         """Copy another graph in, its inputs replaced by the given nodes; returns the ids of its outputs here."""
         ids = dict(zip(graph.inputs, inputs, strict=True))
