@@ -127,6 +127,8 @@ class Affine(Op):
 
     __slots__ = ()
     offsets: ClassVar[frozenset[int]] = frozenset()
+    elementwise: ClassVar[bool] = False
+    """Whether element i of the result depends on element i of the operands alone (adding a constant, scaling)."""
 
     def is_affine(self, variable: Sequence[bool]) -> bool:
         return True
@@ -154,6 +156,13 @@ class Affine(Op):
         _, transpose = torch.func.vjp(linear, zero)
         result: Tensor = transpose(rows)[0]
         return result
+
+    def unit_rows(self, index: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor | None:
+        """``pullback`` of unit rows: row r is one at flat element ``index[r]`` of the result, zero elsewhere.
+
+        None where this is not cheaper than pulling the dense rows back (the default).
+        """
+        return None
 
     def interval(self, operands: Sequence[Interval], rounding: Rounding | None) -> Interval:
         """Midpoint-radius enclosure: centre through ``forward``, radius through ``|W|``, plus error terms.

@@ -35,3 +35,10 @@ class Gemm(Affine):
         weight = operands[1]
         assert position == 0 and weight is not None
         return torch.matmul(rows, weight.T)
+
+    def unit_rows(self, index: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor | None:
+        weight = operands[1]
+        assert position == 0 and weight is not None
+        if any(n != 1 for n in shape[:-1]):
+            return None
+        return weight.T[index].reshape(-1, *shape)

@@ -1,0 +1,101 @@
+"""Forward interval propagation, node by node, with the error that each step can make.
+
+``charge`` of a node is the coin in which rounding is paid: a tensor ``[*shape]`` such that one step over the node,
+forward for an element or backward for a coefficient row A, is off by at most ``charge`` or ``|A| . charge`` (the
+maximum over the batch's boxes: one matrix-vector product a step, whatever the owners of the rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bounds.graph import Node
+from bounds.ops.base import Affine, Interval, Relaxation
+from bounds.plan import Plan
+from bounds.rounding import Rounding
+
+
+def node_interval(plan: Plan, node: Node, bounds: Mapping[int, Interval]) -> tuple[Interval, Tensor | None]:
+    """Interval ``[N, *shape]`` of one variable node from those of its operands, and its affine charge.
+
+    Guarantees (with a rounding model) ``lower <= node(x) <= upper`` in exact arithmetic for every x in the box.
+    Ends that are not finite become infinite: no information.
+    """
+    operands = [
+        bounds[i] if constant is None else (constant, constant)
+        for i, constant in zip(node.inputs, plan.operands[node.id], strict=True)
+    ]
+    low, high = node.op.interval(operands, plan.rounding)
+    charge = None
+    if plan.rounding is not None and node.id in plan.affine:
+        charge = _affine_charge(plan, plan.rounding, node, bounds)
+        if charge is not None and node.id in plan.errors:
+            low, high = plan.rounding.down(low - charge), plan.rounding.up(high + charge)
+    return finite_or_infinite(low, high), charge
+
+
+def finite_or_infinite(low: Tensor, high: Tensor) -> Interval:
+    """NaN ends (inf - inf) carry no information: replace them by infinities of the right sign."""
+    return torch.nan_to_num(low, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf), torch.nan_to_num(
+        high, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf
+    )
+
+
+def _affine_charge(plan: Plan, rounding: Rounding, node: Node, bounds: Mapping[int, Interval]) -> Tensor | None:
+    """``gamma (|W| m + |b|) + (dW m + db)`` with ``m`` the largest size of each operand over the boxes."""
+    op = node.op
+    assert isinstance(op, Affine)
+    constants = plan.operands[node.id]
+    count = plan.accumulation(node)
+    if not count and node.id not in plan.errors and node.id not in plan.offset:
+        return None
+    sizes = [size(bounds[i]) if c is None else c.abs() for i, c in zip(node.inputs, constants, strict=True)]
+    charge = torch.zeros(node.shape, dtype=plan.dtype, device=plan.device)
+    if count:
+        charge = rounding.affine(count, op.absolute(*sizes))[0]
+    if node.id in plan.errors:
+        errors = plan.errors[node.id]
+        moved = [s if e is None else s + e for s, e in zip(sizes, errors, strict=True)]
+        # |f|(m, |W| + dW) - |f|(m, |W|), without the cancellation: each inexact constant in turn.
+        for k, error in enumerate(errors):
+            if error is not None:
+                charge = charge + rounding.up(_only(op, moved, k, error))
+        charge = charge + rounding.affine(count, op.absolute(*moved))[0]
+    if node.id in plan.offset:
+        terms = plan.offset[node.id].numel()
+        charge = charge + rounding.affine(terms, plan.offset[node.id].abs())
+    return charge
+
+
+def _only(op: Affine, sizes: list[Tensor], position: int, error: Tensor) -> Tensor:
+    """The part of ``|f|`` that goes through one inexact constant."""
+    operands = [
+        error if k == position else (torch.zeros_like(s) if k in op.offsets else s) for k, s in enumerate(sizes)
+    ]
+    return op.absolute(*operands)[0]
+
+
+def size(interval: Interval) -> Tensor:
+    """``[1, *shape]``: the largest absolute value over all boxes."""
+    low, high = interval
+    return torch.maximum(low.abs(), high.abs()).amax(0, keepdim=True)
+
+
+def relaxed_charge(rounding: Rounding, relaxation: Relaxation, operands: list[Interval]) -> Tensor:
+    """What a backward step over a nonlinear node can be off by, per unit of coefficient: ``[*shape]``.
+
+    The step multiplies each coefficient by a slope (one rounding, seen at the operand's size) and sums the
+    intercepts (a dot product over the node's elements).
+    """
+    terms = relaxation.lower[0].offset[0].numel()
+    total: Tensor | None = None
+    for line in (relaxation.lower[0], relaxation.upper[0]):
+        part = rounding.affine(terms, line.offset.abs().amax(0))
+        for slope, operand in zip(line.slopes, operands, strict=True):
+            part = part + rounding.affine(2, slope.abs().amax(0) * size(operand)[0])
+        total = part if total is None else torch.maximum(total, part)
+    assert total is not None
+    return total

@@ -1,0 +1,148 @@
+"""A graph made ready for bounding in one dtype: what does not depend on the boxes, computed once.
+
+For an affine node that is its constant part (``offset``, the value at zero variables) and two copies of its
+constants: absolute values, and absolute values weighted by what rounding and inexact constants can add. With them
+the error of a whole backward or forward step over the node is one more evaluation of the same operator on the sizes
+of its operands (see ``charge`` in ``interval.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bounds.graph import Const, Graph, Input, Node
+from bounds.ops.base import Affine
+from bounds.rounding import Rounding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """``graph`` with constants in ``dtype`` on ``device``; all maps are keyed by node id.
+
+    ``operands``: the constants of a node as ``forward`` takes them, None for variable operands. ``offset``: constant
+    part ``[*shape]`` of an affine node, absent where it is zero. ``errors``: error bounds of its constants (same
+    places as ``operands``), absent where all are exact. ``affine``: variable nodes that are affine in their variable
+    operands; ``relaxed``: the other variable nodes; ``watched``: nodes whose bounds a relaxed node reads;
+    ``direct``: watched nodes whose interval bounds cannot be improved by backward bounds (one mixing step above the
+    input at most).
+    """
+
+    graph: Graph
+    dtype: torch.dtype
+    device: torch.device
+    rounding: Rounding | None
+    operands: Mapping[int, tuple[Tensor | None, ...]]
+    offset: Mapping[int, Tensor]
+    errors: Mapping[int, tuple[Tensor | None, ...]]
+    affine: frozenset[int]
+    relaxed: frozenset[int]
+    watched: tuple[int, ...]
+    direct: frozenset[int]
+    consumers: Mapping[int, tuple[int, ...]]
+
+    @property
+    def input(self) -> int:
+        """Id of the input node."""
+        return self.graph.inputs[0]
+
+    @property
+    def output(self) -> int:
+        """Id of the output node."""
+        return self.graph.outputs[0]
+
+    def accumulation(self, node: Node) -> int:
+        """``op.accumulation`` of an affine node."""
+        assert isinstance(node.op, Affine)
+        return node.op.accumulation(*(self.graph.nodes[i].shape for i in node.inputs))
+
+
+def prepare(
+    graph: Graph,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    rounding: Rounding | None = None,
+) -> Plan:
+    """Make a graph with one input and one output ready for bounding; raises ``ValueError`` for another count."""
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise ValueError(f"bounds need one input and one output, not {len(graph.inputs)} and {len(graph.outputs)}")
+    graph = graph.to(dtype, device)
+    variable = graph.variable
+    operands: dict[int, tuple[Tensor | None, ...]] = {}
+    errors: dict[int, tuple[Tensor | None, ...]] = {}
+    offset: dict[int, Tensor] = {}
+    affine, relaxed = set[int](), set[int]()
+    for node in graph.nodes:
+        if isinstance(node.op, Input | Const) or not variable[node.id]:
+            continue
+        operands[node.id], node_errors = _constants(graph, node)
+        if not node.op.is_affine([variable[i] for i in node.inputs]):
+            relaxed.add(node.id)
+            continue
+        affine.add(node.id)
+        if any(e is not None for e in node_errors):
+            errors[node.id] = node_errors
+        constant = _constant_part(graph, node, operands[node.id], dtype, device)
+        if bool((constant != 0).any()):
+            offset[node.id] = constant
+    watched = {i for r in relaxed for i in graph.nodes[r].inputs if variable[i]}
+    consumers = {i: tuple(n.id for n in graph.nodes if i in n.inputs) for i in range(len(graph.nodes)) if variable[i]}
+    return Plan(
+        graph,
+        dtype,
+        torch.device(device),
+        rounding,
+        operands,
+        offset,
+        errors,
+        frozenset(affine),
+        frozenset(relaxed),
+        tuple(sorted(watched)),
+        frozenset(_direct(graph, affine) & watched),
+        consumers,
+    )
+
+
+def _constants(graph: Graph, node: Node) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    values: list[Tensor | None] = []
+    errors: list[Tensor | None] = []
+    for k, i in enumerate(node.inputs):
+        constant = graph.constants.get(i)
+        data = k not in node.op.parameters
+        if constant is None:
+            values.append(None)
+            errors.append(None)
+            continue
+        values.append(constant.value.unsqueeze(0) if data else constant.value)
+        error = constant.error
+        errors.append(None if error is None else error.expand_as(constant.value).reshape(values[-1].shape))  # type: ignore[union-attr]
+    return tuple(values), tuple(errors)
+
+
+def _constant_part(
+    graph: Graph, node: Node, constants: tuple[Tensor | None, ...], dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    operands = [
+        torch.zeros((1, *graph.nodes[i].shape), dtype=dtype, device=device) if c is None else c
+        for i, c in zip(node.inputs, constants, strict=True)
+    ]
+    return node.op.forward(*operands)[0]
+
+
+def _direct(graph: Graph, affine: set[int]) -> set[int]:
+    """Nodes that depend on the input through at most one mixing step (a sum of several variable terms)."""
+    mixing = {i: 0 for i in graph.inputs}
+    for node in graph.nodes:
+        if node.id not in affine:
+            continue
+        before = [mixing.get(i) for i in node.inputs if i not in graph.constants]
+        if any(b is None for b in before):
+            continue
+        assert isinstance(node.op, Affine)
+        terms = node.op.accumulation(*(graph.nodes[i].shape for i in node.inputs))
+        single = node.op.elementwise and len(before) == 1
+        mixing[node.id] = max(b for b in before if b is not None) + (terms > 0 and not single)
+    return {i for i, count in mixing.items() if count <= 1}

@@ -1,0 +1,188 @@
+"""From boxes to everything that backward bounds need: intervals and lines of all nodes, tightened on the way.
+
+Nodes are visited in order. Every node gets its interval; a node that a nonlinear operator reads is then tightened by
+backward bounds, but only those elements that gain from it (an unstable ReLU), box by box, and intersected with what
+is inherited from a larger box. With a rounding model each of these bounds holds in exact arithmetic, so they may be
+inherited, mixed and compared freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bounds.backward import State, backward, concretize
+from bounds.box import Box
+from bounds.graph import Node
+from bounds.interval import node_interval, relaxed_charge, size
+from bounds.layouts import Owner, Selection
+from bounds.ops.base import Interval, Relaxation
+from bounds.ops.univariate import Univariate
+from bounds.plan import Plan
+
+ROW_ELEMENTS = 1 << 25
+"""Coefficients of one chunk of rows at the widest node: 128 MB in float32, times a few copies."""
+
+Tighten = Callable[[Plan, State, int, Selection, Tensor], Tensor]
+"""``(plan, state, node, unit rows, owners) -> lower bounds [R]`` of unit rows of a node."""
+
+
+@dataclass(slots=True)
+class _Draft:
+    """The state under construction."""
+
+    plan: Plan
+    box: Box
+    bounds: dict[int, Interval]
+    relaxations: dict[int, Relaxation]
+    charges: dict[int, Tensor]
+    sizes: dict[int, Tensor]
+    floor: Tensor
+    crossed: Tensor
+
+    def state(self) -> State:
+        return State(self.box, self.bounds, self.relaxations, self.charges, self.sizes, self.floor)
+
+
+def propagate(
+    plan: Plan,
+    box: Box,
+    *,
+    inherited: Mapping[int, Interval] | None = None,
+    tighten: Tighten | None = None,
+) -> tuple[State, Tensor]:
+    """Bounds and lines of every node over N boxes.
+
+    ``inherited`` are bounds of watched nodes that are known to hold on these boxes (of their parents, or with splits
+    applied); ``tighten`` improves the loose elements of watched nodes (``crown`` is the usual one; None: intervals
+    only). Returns the state and ``[N]`` bool: boxes whose bounds crossed beyond rounding, that is, on which
+    ``inherited`` and the network contradict each other (no such input exists).
+    """
+    zero = torch.zeros((), dtype=plan.dtype, device=plan.device)
+    crossed = torch.zeros(box.size, dtype=torch.bool, device=plan.device)
+    draft = _Draft(plan, box, {plan.input: (box.lower, box.upper)}, {}, {}, {}, zero, crossed)
+    _measure(draft, plan.input)
+    for node in plan.graph.nodes:
+        if node.id == plan.input or node.id not in plan.operands:
+            continue
+        interval, charge = node_interval(plan, node, draft.bounds)
+        draft.bounds[node.id] = interval
+        if charge is not None:
+            draft.charges[node.id] = charge
+        if node.id in plan.watched:
+            _watch(draft, node, inherited, tighten)
+        _measure(draft, node.id)
+        if node.id in plan.relaxed:
+            relax(plan, draft.bounds, node, draft.relaxations, draft.charges)
+        if plan.rounding is not None:
+            draft.floor = draft.floor + _underflow(draft, node)
+    return draft.state(), draft.crossed
+
+
+def relax(
+    plan: Plan,
+    bounds: Mapping[int, Interval],
+    node: Node,
+    relaxations: dict[int, Relaxation],
+    charges: dict[int, Tensor],
+    slopes: Tensor | None = None,
+) -> None:
+    """Enter the lines (and their charge) of one nonlinear node for the given bounds of its operands."""
+    constants = plan.operands[node.id]
+    operands = [bounds[i] if c is None else (c, c) for i, c in zip(node.inputs, constants, strict=True)]
+    op = node.op
+    if isinstance(op, Univariate):
+        relaxation = op.relaxation(operands, plan.rounding, (slopes, None))
+    else:
+        relaxation = op.relaxation(operands, plan.rounding)  # type: ignore[attr-defined]
+    relaxations[node.id] = relaxation
+    if plan.rounding is not None:
+        variables = [o for o, c in zip(operands, constants, strict=True) if c is None]
+        charges[node.id] = relaxed_charge(plan.rounding, relaxation, variables)
+
+
+def crown(plan: Plan, state: State, node: int, units: Selection, owner: Tensor) -> Tensor:
+    """Lower bounds of unit rows by one backward walk each, in chunks: the usual ``Tighten``."""
+    result = torch.empty(owner.shape[0], dtype=plan.dtype, device=plan.device)
+    step = chunk_rows(plan)
+    for start in range(0, owner.shape[0], step):
+        part = slice(start, start + step)
+        count = units.index[part].shape[0]
+        owners = Owner(None, 1, count) if state.box.size == 1 else Owner.by_index(owner[part])
+        lines = backward(plan, state, node, Selection(units.index[part], units.sign[part], units.shape), owners)
+        result[part] = concretize(plan, lines, state.box)
+    return result
+
+
+def chunk_rows(plan: Plan) -> int:
+    """How many dense rows are walked at once."""
+    widest = max(int(torch.Size(n.shape).numel()) for n in plan.graph.nodes if n.id in plan.operands)
+    return max(1, ROW_ELEMENTS // max(1, widest))
+
+
+def _watch(draft: _Draft, node: Node, inherited: Mapping[int, Interval] | None, tighten: Tighten | None) -> None:
+    """Intersect with what is inherited, then tighten the loose elements."""
+    low, high = draft.bounds[node.id]
+    if inherited is not None and node.id in inherited:
+        low, high = torch.maximum(low, inherited[node.id][0]), torch.minimum(high, inherited[node.id][1])
+    if tighten is not None and node.id not in draft.plan.direct:
+        draft.bounds[node.id] = (low, high)
+        loose = _loose(draft, node)
+        where = loose.flatten(1).nonzero()
+        if where.shape[0]:
+            low, high = _tightened(draft, node, where, tighten)
+    crossing = (low > high).flatten(1).any(1)
+    draft.crossed |= crossing
+    if bool(crossing.any()):  # keep the lines valid: the hull of both
+        low, high = torch.minimum(low, high), torch.maximum(low, high)
+    draft.bounds[node.id] = (low, high)
+
+
+def _loose(draft: _Draft, node: Node) -> Tensor:
+    """Which elements some consumer wants better bounds of, ``[N, *shape]``."""
+    low, high = draft.bounds[node.id]
+    loose = torch.zeros_like(low, dtype=torch.bool)
+    for consumer in draft.plan.consumers[node.id]:
+        op = draft.plan.graph.nodes[consumer].op
+        if consumer not in draft.plan.relaxed:
+            continue
+        if isinstance(op, Univariate):
+            parameters = [c for c in draft.plan.operands[consumer] if c is not None]
+            loose |= op.loose(low, high, *parameters)
+        else:
+            loose |= high > low
+    return loose
+
+
+def _tightened(draft: _Draft, node: Node, where: Tensor, tighten: Tighten) -> Interval:
+    """Backward bounds from both sides of the elements ``where`` ``[K, 2]`` (box, flat element)."""
+    low, high = draft.bounds[node.id]
+    owner, index = where[:, 0], where[:, 1]
+    one = torch.ones(index.shape[0], dtype=low.dtype, device=low.device)
+    units = Selection(torch.cat([index, index]), torch.cat([one, -one]), node.shape)
+    found = tighten(draft.plan, draft.state(), node.id, units, torch.cat([owner, owner]))
+    below, above = found.chunk(2)
+    low, high = low.flatten(1).clone(), high.flatten(1).clone()
+    low[owner, index] = torch.maximum(low[owner, index], torch.nan_to_num(below, nan=-torch.inf))
+    high[owner, index] = torch.minimum(high[owner, index], torch.nan_to_num(-above, nan=torch.inf))
+    return low.reshape(-1, *node.shape), high.reshape(-1, *node.shape)
+
+
+def _measure(draft: _Draft, node: int) -> None:
+    if draft.plan.rounding is not None:
+        draft.sizes[node] = size(draft.bounds[node]).flatten()
+
+
+def _underflow(draft: _Draft, node: Node) -> Tensor:
+    """What underflowing products of one backward step can lose: ``tiny`` each, at the size of the operand."""
+    plan = draft.plan
+    assert plan.rounding is not None
+    terms = plan.accumulation(node) if node.id in plan.affine else 2
+    total = torch.zeros((), dtype=plan.dtype, device=plan.device)
+    for i, constant in zip(node.inputs, plan.operands[node.id], strict=True):
+        if constant is None:
+            total = total + draft.sizes[i].sum()
+    return total * (plan.rounding.tiny * 4 * (terms + 4))
