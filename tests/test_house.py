@@ -32,6 +32,7 @@ ALLOWED = MappingProxyType({
     "verifier": {
         "bounds", "milp", "torch", "jaxtyping", "highspy", "pulp", "numpy", "scipy", "onnx", "onnxruntime", "rich",
         "PIL", "matplotlib", "jinja2", "ray", "foolbox",
+        "google",  # protobuf: how onnx says that a file is no model
     },
 })
 HEAVY = ("torch", "onnx", "onnxruntime", "scipy", "highspy", "pulp", "rich", "numpy", "matplotlib", "ray")
