@@ -1,0 +1,150 @@
+"""The load check: every node is compared with onnxruntime on onnxruntime's own intermediate values.
+
+Each node that is named after an ONNX tensor is computed from *onnxruntime's* values of its operands, so that a
+difference is the fault of this one step (or of the few steps merged into it) and nothing accumulates. Two fixed
+pseudo-random points are used: uniform in [0, 1] and standard normal. Shapes must agree exactly.
+
+How far apart the two may be: a float32 sum of n products errs by at most ``n 2^-24`` times the sum of the products'
+absolute values, and that sum is what ``Affine.absolute`` gives; a misread weight, pad or axis moves a value by a
+sizeable part of it. So the limit is a share of that sum (1e-4 in float32, where n up to 1,600 is covered even in the
+worst case, far more in practice), and for nonlinear operators a share of the node's greatest absolute value.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from bounds.ops.base import Affine
+from verifier.errors import InternalError, UnsupportedError
+
+if TYPE_CHECKING:
+    from bounds.graph import Graph, Node
+    from verifier.network.reader import Network
+
+_SHARE = {"float32": 1e-4, "float64": 1e-10}
+OUTPUTS_ONLY_FROM = 2**29
+"""Models of at least this many bytes are compared at their outputs only: keeping every value would cost too much."""
+
+
+def check_network(network: Network) -> None:
+    """Compare a network with onnxruntime.
+
+    Raises ``InternalError`` naming the first node that disagrees, ``UnsupportedError`` where onnxruntime cannot run
+    the model (then no counterexample could be replayed).
+    """
+    names = [o.name for o in network.outputs]
+    if len(network.model) < OUTPUTS_ONLY_FROM:
+        names = _comparable(network)
+    session = _session(network, names)
+    for point in _points(network):
+        feed = {v.name: x for v, x in zip(network.inputs, point, strict=True)}
+        try:
+            found = session.run(names, feed)
+        except Exception as error:  # onnxruntime raises classes of its own without a public base
+            raise UnsupportedError(f"{network.path}: onnxruntime cannot run the model: {_line(error)}") from error
+        theirs = {n: torch.from_numpy(np.array(a)) for n, a in zip(names, found, strict=True)}
+        _compare(network, theirs, point)
+
+
+def _comparable(network: Network) -> list[str]:
+    """Names of tensors that a node of the model computes and a node of our graph is named after."""
+    wanted = {n.name for n in network.graph.nodes} | {o.name for o in network.outputs}
+    return [name for name in network.tensors if name and name in wanted]
+
+
+def _session(network: Network, names: list[str]) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # Serialised protocol buffers that follow each other are merged: this adds outputs without another copy.
+    extra = onnx.ModelProto()
+    present = {o.name for o in network.outputs}
+    extra.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in present)
+    try:
+        return onnxruntime.InferenceSession(
+            network.model + extra.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise UnsupportedError(f"{network.path}: onnxruntime cannot load the model: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _points(network: Network) -> list[list[np.ndarray]]:
+    generator = np.random.default_rng(0)
+    uniform = [generator.random(v.shape).astype(v.dtype) for v in network.inputs]
+    normal = [generator.standard_normal(v.shape).astype(v.dtype) for v in network.inputs]
+    return [uniform, normal]
+
+
+def _compare(network: Network, theirs: dict[str, Tensor], point: list[np.ndarray]) -> None:
+    """Walk the graph; a named node's value is replaced by onnxruntime's once it has been compared."""
+    graph = network.graph
+    values = dict(zip(graph.inputs, (torch.from_numpy(x).double().unsqueeze(0) for x in point), strict=True))
+    for index, variable in zip(graph.outputs, network.outputs, strict=True):
+        if index in values or index in graph.constants:
+            continue
+        # An output may be computed by a node that bears another tensor's name (both are then the same values).
+        theirs.setdefault(graph.nodes[index].name, theirs[variable.name])
+    for node in graph.nodes:
+        if node.id in values:
+            continue
+        operands: list[Tensor] = []
+        if node.id in graph.constants:
+            ours = graph.constants[node.id].value
+        else:
+            operands = graph.operands(node, values)
+            ours = node.op.forward(*operands)
+        values[node.id] = ours
+        reference = theirs.get(node.name) if node.name else None
+        if reference is None:
+            continue
+        if node.id not in graph.constants:
+            reference = reference.unsqueeze(0)
+        _compare_node(node, operands, ours, reference, str(network.path or "model"))
+        values[node.id] = reference.to(ours.dtype)
+
+
+def _compare_node(node: Node, operands: list[Tensor], ours: Tensor, theirs: Tensor, where: str) -> None:
+    what = f"{where}: node {node.name!r} ({type(node.op).__name__})"
+    if ours.shape != theirs.shape:
+        raise InternalError(
+            f"{what} was read with shape {list(ours.shape)}, onnxruntime computes {list(theirs.shape)}; please report it"
+        )
+    if ours.numel() == 0:
+        return
+    wrong = _beyond(ours, theirs, _scale(node, operands, ours))
+    if bool(wrong.any()):
+        at = tuple(int(i) for i in wrong.nonzero()[0])
+        raise InternalError(
+            f"{what} disagrees with onnxruntime at index {list(at[1:])}: {float(ours[at])!r} here, "
+            f"{float(theirs[at])!r} there; please report it (no verdict is given)"
+        )
+
+
+def _scale(node: Node, operands: list[Tensor], ours: Tensor) -> Tensor:
+    """What rounding errors of this step are proportional to."""
+    if isinstance(node.op, Affine) and operands:
+        return node.op.absolute(*[o.abs() if o.is_floating_point() else o for o in operands])
+    return ours.double().abs().max()
+
+
+def _beyond(ours: Tensor, theirs: Tensor, scale: Tensor) -> Tensor:
+    """Elementwise: whether the two differ by more than rounding explains."""
+    if not theirs.is_floating_point():
+        return ours != theirs
+    share = _SHARE["float64" if theirs.dtype == torch.float64 else "float32"]
+    mine, reference = ours.double(), theirs.double()
+    # Where float32 overflows there is nothing to compare.
+    return (~((mine - reference).abs() <= share * scale + 1e-30)) & torch.isfinite(reference)
