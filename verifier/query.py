@@ -11,6 +11,7 @@ literals is, or some non-negative combination of them; the property holds (``uns
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -46,16 +47,35 @@ class Form:
     inputs: tuple[tuple[int, Fraction], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkDeclaration:
+    """A network as a property declares it: its tensors in order, and the ONNX names given to them ("": none).
+
+    ``equal_to`` names the network whose model it shares, ``isomorphic_to`` one of the same structure. VNN-LIB 1.0
+    declares one network without a name.
+    """
+
+    name: str
+    inputs: tuple[Variable, ...]
+    outputs: tuple[Variable, ...]
+    input_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
+    equal_to: str = ""
+    isomorphic_to: str = ""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Specification:
-    """A property by itself, exact, without a network: numbers are indices into ``constants``.
+    """A property by itself, exact, without a network: numbers are indices into ``constants``, which ascend.
 
     M boxes over n flat inputs; K clauses sorted by box (``clauses_of[m]:clauses_of[m+1]`` are box m's); L literals
     (``literals_of[k]:literals_of[k+1]`` are clause k's). ``lower``/``upper`` ``[M, n]``: indices of exact bounds.
-    A clause with no literals is true everywhere in its box.
+    A clause with no literals is true everywhere in its box. ``refuted`` counts the clauses that were left out because
+    they are false by exact arithmetic alone (an empty box, a false comparison of numbers); ``notes`` says so. With
+    M = 0 nothing is left: the property holds. Forms of a single output come first (``single_forms`` of them).
     """
 
-    constants: tuple[Fraction, ...]
+    constants: Sequence[Fraction]
     lower: np.ndarray
     upper: np.ndarray
     clauses_of: np.ndarray
@@ -68,6 +88,15 @@ class Specification:
     inputs: tuple[Variable, ...]
     outputs: tuple[Variable, ...]
     version: str = "1.0"
+    networks: tuple[NetworkDeclaration, ...] = ()
+    refuted: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def single_forms(self) -> int:
+        """How many of the first forms are one output with coefficient 1."""
+        single = [len(f.outputs) == 1 and not f.inputs and f.outputs[0][1] == 1 for f in self.forms]
+        return single.index(False) if False in single else len(single)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
