@@ -12,6 +12,7 @@ worst case, far more in practice), and for nonlinear operators a share of the no
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,30 +91,26 @@ def _points(network: Network) -> list[list[np.ndarray]]:
 
 def _compare(network: Network, theirs: dict[str, Tensor], point: list[np.ndarray]) -> None:
     """Walk the graph; a named node's value is replaced by onnxruntime's once it has been compared."""
-    graph = network.graph
+    graph, where = network.graph, str(network.path or "model")
     values = dict(zip(graph.inputs, (torch.from_numpy(x).double().unsqueeze(0) for x in point), strict=True))
-    for index, variable in zip(graph.outputs, network.outputs, strict=True):
-        if index in values or index in graph.constants:
-            continue
-        # An output may be computed by a node that bears another tensor's name (both are then the same values).
-        theirs.setdefault(graph.nodes[index].name, theirs[variable.name])
+    outputs = [(graph.nodes[i], v.name) for i, v in zip(graph.outputs, network.outputs, strict=True)]
+    # An output may be computed by a node that bears another tensor's name.
+    aliases = {node.id: theirs[name] for node, name in outputs}
     for node in graph.nodes:
         if node.id in values:
             continue
-        operands: list[Tensor] = []
-        if node.id in graph.constants:
-            ours = graph.constants[node.id].value
-        else:
-            operands = graph.operands(node, values)
-            ours = node.op.forward(*operands)
+        operands = [] if node.id in graph.constants else graph.operands(node, values)
+        ours = node.op.forward(*operands) if operands else graph.constants[node.id].value
         values[node.id] = ours
         reference = theirs.get(node.name) if node.name else None
-        if reference is None:
-            continue
-        if node.id not in graph.constants:
-            reference = reference.unsqueeze(0)
-        _compare_node(node, operands, ours, reference, str(network.path or "model"))
-        values[node.id] = reference.to(ours.dtype)
+        reference = aliases.get(node.id) if reference is None else reference
+        if reference is not None:
+            reference = reference.unsqueeze(0) if operands else reference
+            _compare_node(node, operands, ours, reference, where)
+            values[node.id] = reference.to(ours.dtype)
+    for node, name in outputs:
+        reference = theirs[name] if node.id in graph.constants else theirs[name].unsqueeze(0)
+        _compare_node(replace(node, name=name), [], values[node.id], reference, where)
 
 
 def _compare_node(node: Node, operands: list[Tensor], ours: Tensor, theirs: Tensor, where: str) -> None:

@@ -88,6 +88,12 @@ class _Unnamed:
     def value(self, index: int) -> Tensor | None:
         return self._build.value(index)
 
+    def error(self, index: int) -> Tensor | None:
+        return self._build.error(index)
+
+    def error(self, index: int) -> Tensor | None:
+        return self._build.error(index)
+
     def constant(self, value: Tensor, error: Tensor | None = None, name: str = "") -> int:
         return self._build.constant(value, error)
 
@@ -107,7 +113,7 @@ class _Translation:
         self._build = Builder()
         self._ids: dict[str, int] = {}
         self._named: set[int] = set()
-        self._unsupported: dict[str, list[str]] = {}
+        self._unsupported: dict[str, list[str]] = {}  # by operator: why, for each node that is not covered
         self._used = {n for node in model.graph.node for n in node.input} | {o.name for o in model.graph.output}
         if model.graph.sparse_initializer:
             raise UnsupportedError(f"{name}: sparse initialisers are not supported")
@@ -151,7 +157,7 @@ class _Translation:
             )
             results = known.from_onnx(plain, _Unnamed(self._build))
         except (UnsupportedOperatorError, UnsupportedError) as error:
-            self._refuse(node, f"{node.op_type}: {error}")
+            self._refuse(node, str(error))
             return
         except (ValueError, RuntimeError, IndexError) as error:
             shapes = [list(self._build.shape(i)) for i in operands if i is not None]
@@ -162,32 +168,33 @@ class _Translation:
                 self._publish(tensor, index)
         for position, tensor in enumerate(node.output):
             if position >= len(results) and tensor in self._used:
-                self._refuse(node, f"{node.op_type}: output number {position + 1}")
+                self._refuse(node, f"output number {position + 1} is not supported")
 
     def _reader(self, node: onnx.NodeProto) -> type[Op] | None:
         """The class that reads a node; None after noting that there is none."""
         if node.domain not in _OWN_DOMAINS:
-            self._refuse(node, f"{node.domain}.{node.op_type}")
+            self._refuse(node, f"operator set {node.domain!r}")
             return None
         known = self._readers.get(node.op_type)
         if known is None:
-            self._refuse(node, node.op_type)
+            self._refuse(node, "")
             return None
         since = min(o.since for o in known.onnx if o.name == node.op_type)
         if since > self.opset:
-            self._refuse(node, f"{node.op_type} of operator set {self.opset} (supported since {since})")
+            self._refuse(node, f"operator set {self.opset}; supported since {since}")
             return None
         return known
 
-    def _refuse(self, node: onnx.NodeProto, what: str) -> None:
-        self._unsupported.setdefault(what, []).append(node.name or (node.output[0] if node.output else ""))
+    def _refuse(self, node: onnx.NodeProto, why: str) -> None:
+        title = node.name or (node.output[0] if node.output else "")
+        self._unsupported.setdefault(node.op_type, []).append(f"{title!r}: {why}" if why else repr(title))
 
     def _complaint(self) -> UnsupportedModelError:
         operators = tuple(
-            f"{what} ({len(nodes)} node{'s' if len(nodes) > 1 else ''}, first {nodes[0]!r})"
-            for what, nodes in self._unsupported.items()
+            f"{operator} ({len(nodes)} node{'s' if len(nodes) > 1 else ''}, first {nodes[0]})"
+            for operator, nodes in self._unsupported.items()
         )
-        return UnsupportedModelError(f"{self._name}: not supported: {'; '.join(operators)}", operators)
+        return UnsupportedModelError(f"{self._name}: operators not supported: {'; '.join(operators)}", operators)
 
 
 def _inputs(graph: onnx.GraphProto, name: str, dims: Mapping[str, int]) -> tuple[Variable, ...]:

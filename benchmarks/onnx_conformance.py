@@ -1,0 +1,179 @@
+"""The ONNX backend's own test cases, run through the reader: what passes, and why the others stand out.
+
+    python benchmarks/onnx_conformance.py
+
+The ``onnx`` package carries test cases for single operators: a model, inputs, and the outputs that they must give.
+Each case whose operators are all among ``OPERATORS`` is read and evaluated in float64 and in float32, and compared
+with the shipped outputs; where onnxruntime runs the model, the load check is run as well. Weights and shapes that a
+case gives as inputs are made initialisers where the operator needs constants, and so are all inputs that are not
+floating point, because a network has none of those.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from verifier.errors import InputError, InternalError, UnsupportedError, UnsupportedModelError
+from verifier.network.check import check_network
+from verifier.network.reader import Network, read_network
+
+OPERATORS = (
+    "Abs Add AveragePool BatchNormalization Cast Clip Concat Constant ConstantOfShape Conv ConvTranspose Div Dropout "
+    "Expand Flatten Gather Gemm GlobalAveragePool Identity LeakyRelu MatMul Max MaxPool Min Mul Neg PRelu Pad "
+    "ReduceMean ReduceSum Relu Reshape Resize Shape Sigmoid Slice Split Squeeze Sub Tanh Transpose Unsqueeze Upsample"
+).split()
+
+# Where the cases of these operators are defined, and three functions that expand to them alone. Importing only these
+# saves the five seconds that generating the rest takes.
+_MODULES = (
+    "abs add affinegrid averagepool batch_normalization cast center_crop_pad clip concat constant constantofshape conv "
+    "convtranspose div dropout expand flatten gather gemm globalaveragepool identity leakyrelu matmul max maxpool min "
+    "mul neg prelu pad reducel1 reducemean reducesum reducesumsquare relu reshape resize shape sigmoid slice split "
+    "squeeze sub tanh transpose unsqueeze upsample"
+).split()
+
+_STAND_IN = "not_read"
+Result = Literal["passed", "skipped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one case."""
+
+    case: str
+    operator: str
+    result: Result
+    reason: str = ""
+
+
+def cases(everything: bool = False) -> list[Any]:
+    """The cases whose operators are all among ``OPERATORS``, by name; ``everything`` searches all modules."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if everything:
+            from onnx.backend.test.loader import load_model_tests
+
+            load_model_tests(kind="node")
+        for module in _MODULES:
+            importlib.import_module(f"onnx.backend.test.case.node.{module}")
+    from onnx.backend.test.case.node import _NodeTestCases
+
+    found = {c.name: c for c in _NodeTestCases if {n.op_type for n in c.model.graph.node} <= set(OPERATORS)}
+    return [found[name] for name in sorted(found) if found[name].model.graph.node]
+
+
+def operator(case: Any) -> str:
+    """The operator that a case is about; several where it is a function written out."""
+    kinds = {n.op_type for n in case.model.graph.node}
+    return kinds.pop() if len(kinds) == 1 else "several"
+
+
+def run(case: Any) -> Outcome:
+    """Read one case with as many variable inputs as its operator admits, and compare."""
+    reasons: list[str] = []
+    for variable in _choices(case):
+        try:
+            network = read_network(_with_constants(case, variable), checked=False)
+        except (InputError, UnsupportedError) as error:
+            detail = error.operators[0] if isinstance(error, UnsupportedModelError) and error.operators else str(error)
+            reasons.append(detail)
+            continue
+        fault = _compare(case, network, variable) or _load_check(network)
+        return Outcome(case.name, operator(case), "failed" if fault else "passed", fault)
+    return Outcome(case.name, operator(case), "skipped", reasons[0] if reasons else "inputs that are not tensors")
+
+
+def _choices(case: Any) -> Iterator[tuple[str, ...]]:
+    """Which inputs to leave variable: all of floating point, then the first of them, then none."""
+    inputs = case.model.graph.input
+    if any(not v.type.HasField("tensor_type") for v in (*inputs, *case.model.graph.output)):
+        return
+    floats = tuple(
+        v.name
+        for v in inputs
+        if v.type.tensor_type.elem_type in (TensorProto.FLOAT, TensorProto.DOUBLE)
+        and all(d.dim_value > 0 or d.dim_param for d in v.type.tensor_type.shape.dim)
+    )
+    yield from dict.fromkeys((floats, floats[:1], ()))
+
+
+def _feeds(case: Any) -> dict[str, Any]:
+    values, _ = case.data_sets[0]
+    return {v.name: x for v, x in zip(case.model.graph.input, values, strict=False)}
+
+
+def _with_constants(case: Any, variable: Sequence[str]) -> bytes:
+    """The model with the other inputs stored inside; a model needs an input, so one may be added that is not read."""
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    for name, value in _feeds(case).items():
+        if name not in variable:
+            stored = value if isinstance(value, TensorProto) else numpy_helper.from_array(np.asarray(value))
+            model.graph.initializer.append(stored)
+            model.graph.initializer[-1].name = name
+    if not variable:
+        model.graph.input.append(helper.make_tensor_value_info(_STAND_IN, TensorProto.FLOAT, [1]))
+    return model.SerializeToString()
+
+
+def _array(value: Any) -> np.ndarray:
+    array = numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
+    return array.astype(np.float64)
+
+
+def _compare(case: Any, network: Network, variable: Sequence[str]) -> str:
+    feeds = _feeds(case)
+    given = [_array(feeds[v.name]) if v.name in variable else np.zeros(v.shape) for v in network.inputs]
+    # What float32 rounds is proportional to what is summed, for which the largest value stands here.
+    for dtype, share in ((torch.float64, 1e-5), (torch.float32, 1e-4)):
+        points = [torch.from_numpy(np.array(x)).to(dtype).unsqueeze(0) for x in given]
+        outputs = network.graph.evaluate(*points)
+        for index, ours, expected in zip(network.graph.outputs, outputs, case.data_sets[0][1], strict=True):
+            found = ours if index in network.graph.constants else ours[0]
+            wanted = _array(expected)
+            if tuple(found.shape) != wanted.shape:
+                return f"shape {list(found.shape)} instead of {list(wanted.shape)}"
+            limit = share * max(1.0, float(np.abs(wanted).max(initial=0.0)))
+            if not np.allclose(found.double().numpy(), wanted, rtol=0, atol=limit):
+                return f"{dtype}: off by {np.abs(found.double().numpy() - wanted).max()}"
+    return ""
+
+
+def _load_check(network: Network) -> str:
+    try:
+        check_network(network)
+    except UnsupportedError:
+        return ""  # onnxruntime is behind the onnx package here and there
+    except InternalError as error:
+        return str(error)
+    return ""
+
+
+def main() -> int:
+    """Print the table; the exit status says whether a case failed."""
+    outcomes = [run(case) for case in cases(everything=True)]
+    print(f"{'operator':20} {'run':>4} {'passed':>6} {'skipped':>7} {'failed':>6}")
+    for name in (*OPERATORS, "several"):
+        mine = [o for o in outcomes if o.operator == name]
+        counts = [sum(o.result == r for o in mine) for r in ("passed", "skipped", "failed")]
+        print(f"{name:20} {counts[0] + counts[2]:4} {counts[0]:6} {counts[1]:7} {counts[2]:6}")
+    total = [sum(o.result == r for o in outcomes) for r in ("passed", "skipped", "failed")]
+    print(f"{'all':20} {total[0] + total[2]:4} {total[0]:6} {total[1]:7} {total[2]:6}")
+    for outcome in outcomes:
+        if outcome.result != "passed":
+            print(f"{outcome.result}: {outcome.case}: {outcome.reason}")
+    return int(total[2] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

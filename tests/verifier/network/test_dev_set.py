@@ -1,0 +1,51 @@
+"""The competition's networks load and agree with onnxruntime; those with other operators are refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from verifier.errors import UnsupportedModelError
+from verifier.network.reader import read_network
+
+SMALL = (
+    "acasxu cifar10_resnet collins_rul_cnn cora dist_shift linearizenn metaroom mnist_fc oval21 reach_prob_density "
+    "rl_benchmarks safenlp sri_resnet_a sri_resnet_b"
+).split()
+LARGE = ["cgan", "tllverifybench", "yolo"]
+OTHER_OPERATORS = {"lsnc": "Cos", "ml4acopf_2024": "Mul", "traffic_signs": "Sign", "vit": "Softmax"}
+
+
+def networks(folder: Path) -> list[Path]:
+    return sorted(folder.glob("onnx/**/*.onnx*"))
+
+
+def load_all(paths: list[Path]) -> None:
+    for path in paths:
+        network = read_network(path)
+        assert len(network.inputs) == len(network.outputs) == 1
+
+
+@pytest.mark.parametrize("benchmark", SMALL)
+def test_networks_load_and_agree(vnncomp_dir: Path, benchmark: str) -> None:
+    found = networks(vnncomp_dir / benchmark)
+    if not found:
+        pytest.skip(f"{benchmark} is not in the folder of benchmarks")
+    load_all(found[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", [*SMALL, *LARGE])
+def test_all_networks_load_and_agree(vnncomp_dir: Path, benchmark: str) -> None:
+    load_all(networks(vnncomp_dir / benchmark))
+
+
+@pytest.mark.parametrize(("benchmark", "operator"), list(OTHER_OPERATORS.items()))
+def test_other_operators_are_reported(vnncomp_dir: Path, benchmark: str, operator: str) -> None:
+    found = networks(vnncomp_dir / benchmark)
+    if not found:
+        pytest.skip(f"{benchmark} is not in the folder of benchmarks")
+    with pytest.raises(UnsupportedModelError) as caught:
+        read_network(found[0])
+    assert any(o.startswith(operator) for o in caught.value.operators)

@@ -1,0 +1,208 @@
+"""A normalised graph computes the same numbers within the error bounds that its constants carry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from bounds.graph import Builder, Graph
+from bounds.ops.arithmetic import Add, Mul, Sub
+from bounds.ops.base import Affine, Op
+from bounds.ops.conv import Conv, ConvTranspose
+from bounds.ops.gemm import Gemm
+from bounds.ops.relu import Relu
+from bounds.ops.shaping import Reshape
+from verifier.network.normalise import merge_bias, merge_reshapes, merge_scale, normalise, rewrite
+
+
+def tensor(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    # float32 numbers, as stored in a model.
+    return torch.randn(*shape, generator=generator).double()
+
+
+def kinds(graph: Graph) -> list[str]:
+    return [type(n.op).__name__ for n in graph.nodes if n.id not in graph.constants and n.id not in graph.inputs]
+
+
+def assert_same(graph: Graph, other: Graph, points: int = 7) -> None:
+    """Equal within rounding of float64 plus what inexact constants admit (a bound of 1e-12 relative)."""
+    assert [n.shape for n in map(graph.nodes.__getitem__, graph.outputs)] == [
+        n.shape for n in map(other.nodes.__getitem__, other.outputs)
+    ]
+    inputs = [tensor(points, *graph.nodes[i].shape, seed=5) for i in graph.inputs]
+    for ours, theirs in zip(graph.evaluate(*inputs), other.evaluate(*inputs), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    names = {n.name for n in graph.nodes}
+    for i in graph.outputs:
+        assert graph.nodes[i].name in names
+
+
+def gemm(build: Builder, x: int, bias: bool = False) -> int:
+    k = build.shape(x)[-1]
+    operands = [build.constant(tensor(k, 3))] + ([build.constant(tensor(3, seed=1))] if bias else [])
+    return build.add(Gemm(), x, *operands)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 3), (1, 1), (3,)])
+@pytest.mark.parametrize("op", [Add(), Sub()])
+def test_addition_after_gemm_becomes_its_bias(bias: bool, shape: tuple[int, ...], op: Op) -> None:
+    build = Builder()
+    x = build.input((4,) if len(shape) == 1 else (2, 4))
+    y = build.add(op, gemm(build, x, bias), build.constant(tensor(*shape, seed=2)), name="y")
+    graph = build.finish([y])
+    merged = rewrite(graph, [merge_bias])
+    assert kinds(merged) == ["Gemm"]
+    assert merged.nodes[merged.outputs[0]].name == "y"
+    assert merged.constants[merged.nodes[merged.outputs[0]].inputs[2]].value.shape == (3,)
+    assert_same(graph, merged)
+
+
+def test_the_constant_may_stand_first_in_an_addition_only() -> None:
+    for op, expected in ((Add(), ["Gemm"]), (Sub(), ["Gemm", "Sub"])):
+        build = Builder()
+        y = build.add(op, build.constant(tensor(1, 3)), gemm(build, build.input((2, 4))))
+        graph = build.finish([y])
+        assert kinds(normalise(graph)) == expected
+        assert_same(graph, normalise(graph))
+
+
+def test_a_first_bias_is_exact_and_a_sum_of_two_carries_its_error() -> None:
+    for bias in (False, True):
+        build = Builder()
+        # 2^-60 beside numbers near 1: the sum is not a float64.
+        y = build.add(Add(), gemm(build, build.input((2, 4)), bias), build.constant(torch.full((1, 3), 2.0**-60)))
+        merged = normalise(build.finish([y]))
+        constant = merged.constants[merged.nodes[merged.outputs[0]].inputs[2]]
+        if not bias:
+            assert constant.error is None
+            continue
+        assert constant.error is not None
+        assert bool((constant.error >= 2.0**-60).all())
+        assert bool((constant.error < 1e-14).all())
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 1), (1, 2, 3)])
+def test_a_constant_that_is_not_one_for_each_channel_stays(shape: tuple[int, ...]) -> None:
+    build = Builder()
+    x = build.input((1,) * (len(shape) - 2) + (2, 4))
+    y = build.add(Add(), gemm(build, x), build.constant(tensor(*shape)))
+    graph = build.finish([y])
+    assert kinds(normalise(graph)) == ["Gemm", "Add"]
+    assert_same(graph, normalise(graph))
+
+
+def test_a_constant_that_enlarges_the_result_stays() -> None:
+    build = Builder()
+    x = build.input((1, 4))
+    y = build.add(Gemm(), x, build.constant(tensor(4, 1)))
+    graph = build.finish([build.add(Add(), y, build.constant(tensor(1, 3)))])
+    assert kinds(normalise(graph)) == ["Gemm", "Add"]
+    assert_same(graph, normalise(graph))
+
+
+def test_a_layer_with_another_reader_or_that_is_an_output_stays() -> None:
+    def second_reader(build: Builder, y: int, z: int) -> list[int]:
+        return [z, build.add(Relu(), y)]
+
+    def output(build: Builder, y: int, z: int) -> list[int]:
+        return [z, y]
+
+    for outputs in (second_reader, output):
+        build = Builder()
+        y = gemm(build, build.input((2, 4)))
+        z = build.add(Add(), y, build.constant(tensor(1, 3)))
+        graph = build.finish(outputs(build, y, z))
+        assert "Add" in kinds(normalise(graph))
+        assert_same(graph, normalise(graph))
+
+
+def conv(build: Builder, x: int, groups: int) -> int:
+    weight = build.constant(tensor(6, 4 // groups, 3, 3))
+    return build.add(Conv(strides=(2, 1), dilations=(1, 1), pads=(1, 1, 0, 1), groups=groups), x, weight)
+
+
+def transposed(build: Builder, x: int, groups: int) -> int:
+    weight = build.constant(tensor(4, 6 // groups, 3, 3))
+    op = ConvTranspose(strides=(2, 1), dilations=(1, 1), pads=(1, 1, 0, 1), groups=groups)
+    return build.add(op, x, weight)
+
+
+@pytest.mark.parametrize("layer", [conv, transposed])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_batch_normalisation_after_a_convolution_disappears(
+    layer: Callable[[Builder, int, int], int], groups: int
+) -> None:
+    build = Builder()
+    y = layer(build, build.input((2, 4, 5, 6)), groups)
+    y = build.add(Mul(), y, build.constant(tensor(1, 6, 1, 1, seed=3)))
+    y = build.add(Add(), y, build.constant(tensor(1, 6, 1, 1, seed=4)), name="y")
+    graph = build.finish([y])
+    merged = normalise(graph)
+    assert len(kinds(merged)) == 1
+    assert merged.nodes[merged.outputs[0]].name == "y"
+    weight = merged.constants[merged.nodes[merged.outputs[0]].inputs[1]]
+    assert weight.error is not None
+    assert bool((weight.error <= weight.value.abs() * 1e-14 + 1e-300).all())
+    assert_same(graph, merged)
+
+
+def test_scaling_of_gemm_with_a_bias() -> None:
+    build = Builder()
+    y = build.add(Mul(), build.constant(tensor(1, 3)), gemm(build, build.input((2, 4)), bias=True))
+    graph = build.finish([y])
+    assert kinds(rewrite(graph, [merge_scale])) == ["Gemm"]
+    assert_same(graph, rewrite(graph, [merge_scale]))
+
+
+def test_errors_of_the_constants_enclose_the_exact_products() -> None:
+    from fractions import Fraction
+
+    build = Builder()
+    weight, factor = torch.tensor([[1 / 3, 0.1], [7.3, 1e-9]]).double() / 3, torch.tensor([[1 / 7, 3.3]]).double() / 3
+    y = build.add(Mul(), build.add(Gemm(), build.input((1, 2)), build.constant(weight)), build.constant(factor))
+    merged = normalise(build.finish([y]))
+    constant = merged.constants[merged.nodes[merged.outputs[0]].inputs[1]]
+    assert constant.error is not None
+    for i in range(2):
+        for j in range(2):
+            exact = Fraction(weight[i, j].item()) * Fraction(factor[0, j].item())
+            assert abs(exact - Fraction(constant.value[i, j].item())) <= Fraction(constant.error[i, j].item())
+
+
+def test_two_weight_matrices_are_not_multiplied() -> None:
+    build = Builder()
+    y = gemm(build, gemm(build, build.input((1, 4))))
+    assert kinds(normalise(build.finish([y]))) == ["Gemm", "Gemm"]
+
+
+def test_chained_and_idle_reshapes() -> None:
+    build = Builder()
+    x = build.input((2, 6))
+    y = build.add(Reshape((3, 2, 2)), build.add(Reshape((4, 3)), x), name="y")
+    z = build.add(Reshape((2, 6)), build.add(Relu(), y))
+    graph = build.finish([y, build.add(Reshape((2, 6)), z, name="z")])
+    merged = rewrite(graph, [merge_reshapes])
+    assert kinds(merged) == ["Reshape", "Relu", "Reshape"]
+    assert_same(graph, merged)
+
+
+def test_a_reshape_back_is_no_operation() -> None:
+    build = Builder()
+    x = build.input((2, 6))
+    y = build.add(Relu(), build.add(Reshape((2, 6)), build.add(Reshape((12,)), x)))
+    graph = build.finish([y])
+    assert kinds(normalise(graph)) == ["Relu"]
+    assert_same(graph, normalise(graph))
+
+
+def test_every_remaining_node_is_affine_or_was_there_before() -> None:
+    build = Builder()
+    y = build.add(Relu(), build.add(Add(), gemm(build, build.input((2, 4))), build.constant(tensor(1, 3))))
+    merged = normalise(build.finish([build.add(Mul(), y, build.constant(tensor(1, 3)))]))
+    assert kinds(merged) == ["Gemm", "Relu", "Mul"]
+    assert isinstance(merged.nodes[-1].op, Affine)

@@ -1,0 +1,25 @@
+"""Normalisation of a graph: the same function in fewer nodes.
+
+Each rule is a file of its own; ``normalise`` applies all of them in one walk. What a rule computes from constants
+(a scaled weight, a sum of biases) carries an elementwise error bound, which bounding charges like a rounding error.
+Two weight matrices are never multiplied. A merged node keeps the name of the last node in it.
+"""
+
+from __future__ import annotations
+
+from bounds.graph import Graph
+from verifier.network.normalise.bias import merge_bias
+from verifier.network.normalise.reshapes import merge_reshapes
+from verifier.network.normalise.rewrite import Rule, rewrite
+from verifier.network.normalise.scale import merge_scale
+
+__all__ = ["Rule", "merge_bias", "merge_reshapes", "merge_scale", "normalise", "rewrite"]
+
+
+def normalise(graph: Graph) -> Graph:
+    """The graph with constant additions and scalings merged into the layer before, and chained reshapes merged.
+
+    Nodes that no output needs are dropped. The values of the remaining named nodes are the same real numbers, up to
+    the error bounds that computed constants carry.
+    """
+    return rewrite(graph, (merge_bias, merge_scale, merge_reshapes))
