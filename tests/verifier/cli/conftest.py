@@ -1,0 +1,37 @@
+"""A fake engine behind the real command line, and its files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from verifier import limits
+from verifier.cli import parser, verify
+from verifier.cli.session import Session
+
+
+@pytest.fixture(scope="session")
+def fake_worker() -> list[str]:
+    """The command that starts the fake worker."""
+    return [sys.executable, "-P", str(Path(__file__).with_name("fake_worker.py"))]
+
+
+@pytest.fixture
+def ask(fake_worker: list[str], tmp_path: Path) -> Callable[..., int]:
+    """Run ``verifier verify`` on a property of the given kind; the exit code."""
+
+    def run(kind: str, *options: str, text: str = "", before: Callable[[], None] = lambda: None) -> int:
+        path = tmp_path / f"{kind}.vnnlib"
+        path.write_text(text)
+        arguments = parser.build().parse_args(["verify", "model.onnx", str(path), *options])
+        session = Session(command=fake_worker)
+        # The clock starts at a worker that is ready, so that a busy machine cannot eat the short limits used here.
+        assert session.events.get(timeout=60).message == {"type": "ready"}
+        session.start = limits.now()
+        before()
+        return verify.run(arguments, session)
+
+    return run

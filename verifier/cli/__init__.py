@@ -1,0 +1,66 @@
+"""The command line: one file a command, and nothing heavy imported before it is needed.
+
+stdout carries the answer and nothing else; errors and progress go to stderr. Exit codes: 0 an answer, whichever;
+1 ``bench`` found a wrong answer; 2 the input or the usage is wrong; 3 valid but not supported; 4 we are wrong;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. ``arguments`` default to those of the process."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _dispatch(list(arguments))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone: what is left in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    """Answer the two instant questions, start the worker that ``verify`` will need, parse, run."""
+    from verifier import __version__
+
+    if arguments == ["--version"]:
+        print(__version__)
+        return 0
+    if arguments == ["--name"]:
+        print("nn-verifier")
+        return 0
+    from verifier.errors import VerifierError
+
+    try:
+        return _command(arguments)
+    except VerifierError as error:
+        print(f"verifier: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+
+
+def _command(arguments: list[str]) -> int:
+    from verifier import installation
+
+    installation.check()
+    early = None
+    if arguments[:1] == ["verify"] and not {"-h", "--help"} & set(arguments):
+        from verifier.cli.session import Session
+
+        # Loading torch takes the worker a second, so it starts before the options are looked at.
+        early = Session(echo=bool({"-v", "--verbose"} & set(arguments)))
+    try:
+        from verifier.cli import parser
+
+        options = parser.build().parse_args(arguments)
+        return parser.run(options, early)
+    finally:
+        if early is not None:
+            early.close()

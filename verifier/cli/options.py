@@ -1,0 +1,96 @@
+"""Options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from fractions import Fraction
+from pathlib import Path
+
+from verifier.errors import InputError
+
+DEFAULT_MAX_BYTES = 2**30
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Limits, seed, device, and how much is said."""
+    limits = parser.add_argument_group("limits and devices")
+    limits.add_argument("--memory", type=positive, metavar="GB", help="memory limit of a worker (default: none)")
+    limits.add_argument("--max-bytes", type=byte_count, default=DEFAULT_MAX_BYTES, metavar="N",
+                        help="limit of a file's size after decompression (default: 1 GiB); K, M, G may follow")
+    limits.add_argument("--device", type=device, default="auto", help="auto (default), cpu, cuda or cuda:N")
+    limits.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("-v", "--verbose", action="store_true", help="log more on stderr; tracebacks of errors")
+    amount.add_argument("-q", "--quiet", action="store_true", help="only errors on stderr")
+
+
+def add_region_options(parser: argparse.ArgumentParser) -> None:
+    """A region without a property file: robustness of a class around a point or in a box."""
+    region = parser.add_argument_group(
+        "a region without a property file", "the class LABEL wins everywhere: around a point, or in a box"
+    )
+    region.add_argument("--input", type=Path, metavar="FILE", help="the point: .npy, .npz or .png")
+    region.add_argument("--epsilon", type=exact, metavar="R", help="radius: a decimal or a fraction (8/255), exact")
+    region.add_argument("--norm", choices=("inf", "2", "1"), default="inf", help="the norm of the ball (default: inf)")
+    region.add_argument("--box", type=Path, metavar="FILE.npz", help="the box: arrays lower and upper")
+    region.add_argument("--label", type=int, metavar="N", help="the class (default: the model's own at the point)")
+    region.add_argument("--data-range", type=exact, nargs=2, metavar=("LO", "HI"), help="values a pixel can take")
+    region.add_argument("--mean", type=exact, nargs="+", metavar="M",
+                        help="normalisation (x - mean) / std in front of the model, one value or one a channel; "
+                        "the radius is then in image units")
+    region.add_argument("--std", type=exact, nargs="+", metavar="S")
+
+
+def positive(text: str) -> float:
+    """A positive finite number, such as seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def byte_count(text: str) -> int:
+    """A number of bytes; K, M and G stand for powers of 1024."""
+    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)", text.upper())
+    if match is None or int(match[1]) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 500000 or 2G")
+    return int(match[1]) << 10 * " KMG".index(match[2] or " ")
+
+
+def exact(text: str) -> str:
+    """An exact number, a decimal or a fraction, kept as text for the worker."""
+    try:
+        Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a decimal or a fraction such as 8/255") from error
+    return text
+
+
+def device(text: str) -> str:
+    """The name of a device; whether it exists is the worker's to say."""
+    if _DEVICE.fullmatch(text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    return text
+
+
+def output_file(path: Path | None, option: str) -> None:
+    """Raise ``InputError`` now, not after the work, where a file could not be written."""
+    if path is None or str(path) == "-":
+        return
+    if path.is_dir():
+        raise InputError(f"{option} {path}: is a folder; name a file")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{option} {path}: the folder {path.absolute().parent} does not exist")

@@ -1,0 +1,78 @@
+"""Time, memory and threads of the processes that do the work.
+
+A deadline is a moment on the system's monotonic clock, which all processes of a machine share, so a parent can hand
+it to a worker as a number. Memory is measured from outside: an address-space limit would count the gigabytes that
+torch reserves and never touches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+
+GIGABYTE = 10**9
+
+
+def now() -> float:
+    """Seconds on the monotonic clock."""
+    return time.monotonic()
+
+
+def process_start() -> float:
+    """The moment on the monotonic clock at which this process started (where the system does not tell: now)."""
+    try:
+        with open("/proc/self/stat", "rb") as stat:
+            # The second field, the command's name in parentheses, may itself hold spaces and parentheses.
+            ticks = int(stat.read().rpartition(b")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return now()
+    return now() - max(age, 0.0)
+
+
+def soft_deadline(start: float, deadline: float) -> float:
+    """The moment at which a worker should stop by itself, so that its answer arrives before it is killed."""
+    return deadline - min(0.5, 0.03 * max(deadline - start, 0.0))
+
+
+def cores() -> int:
+    """The number of processor cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """The process environment with the numerical libraries held to ``threads`` threads.
+
+    They read these variables when they are loaded, so they must stand before the process starts. A variable that the
+    user has set is left alone.
+    """
+    limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    return limits | dict(os.environ)
+
+
+def resident_bytes(pid: int) -> int:
+    """Physical memory that a process holds, in bytes; 0 where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask Linux to kill this process when the process ``parent`` ends, however it ends; exit if it has ended."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    set_parent_death_signal = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -1,0 +1,121 @@
+"""A worker process as its parent sees it: start, send, listen, kill.
+
+What workers say arrives in one queue, an ``Event`` each, so one loop can watch many of them, wait with a timeout and
+be interrupted. Every worker is the leader of its own process group: Ctrl-C reaches the parent alone, and a kill
+reaches whatever the worker has started.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from verifier import limits, protocol
+
+Command = Sequence[str]
+_LAST_WORDS = 40
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Event:
+    """Something that a worker said; ``message`` None: its channel has closed."""
+
+    worker: WorkerProcess
+    message: protocol.Message | None
+
+
+class WorkerProcess:
+    """A running worker. ``command`` replaces the worker's program (tests put a fake engine there)."""
+
+    def __init__(
+        self, events: SimpleQueue[Event], *, threads: int, command: Command | None = None, echo: bool = False
+    ) -> None:
+        """Start the process; its events go to ``events``; ``echo`` passes its stderr on to ours."""
+        self.born = limits.now()
+        self.process = subprocess.Popen(
+            command or worker_command(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if echo else subprocess.PIPE,
+            env=_environment(threads),
+            start_new_session=True,
+        )
+        self._last_words: collections.deque[str] = collections.deque(maxlen=_LAST_WORDS)
+        threading.Thread(target=self._listen, args=(events,), daemon=True).start()
+        if not echo:
+            threading.Thread(target=self._overhear, daemon=True).start()
+
+    def send(self, message: protocol.Message) -> None:
+        """Hand over a request; where the worker is dead already, its closing event says so."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            protocol.send(self.process.stdin, message)
+
+    def kill(self) -> None:
+        """End the process and all that it started, at once."""
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def resident_bytes(self) -> int:
+        """Physical memory that the worker holds, in bytes (0: unknown)."""
+        return limits.resident_bytes(self.process.pid)
+
+    def epitaph(self) -> str:
+        """Why a worker that has closed its channel ended, as a phrase."""
+        try:
+            code = self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return "worker closed its channel"
+        if code == -signal.SIGKILL:
+            return "worker was killed (SIGKILL), most likely for want of memory"
+        if code < 0:
+            return f"worker crashed ({signal.Signals(-code).name})"
+        return f"worker ended with exit code {code}"
+
+    def last_words(self) -> str:
+        """The last lines that the worker wrote to its stderr."""
+        return "".join(self._last_words)
+
+    def _listen(self, events: SimpleQueue[Event]) -> None:
+        assert self.process.stdout is not None
+        while True:
+            try:
+                message = protocol.receive(self.process.stdout)
+            except (OSError, ValueError):
+                message = None
+            events.put(Event(self, message))
+            if message is None:
+                return
+
+    def _overhear(self) -> None:
+        assert self.process.stderr is not None
+        with contextlib.suppress(OSError, ValueError):
+            for line in self.process.stderr:
+                self._last_words.append(line.decode(errors="replace"))
+
+
+def worker_command() -> list[str]:
+    """The command that starts a worker. ``-P`` keeps modules of the working directory out."""
+    return [sys.executable, "-P", "-m", "verifier.worker", str(os.getpid())]
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """The worker's environment: thread counts, and our own package on its path where we are not installed."""
+    environment = limits.thread_environment(threads)
+    root = Path(__file__).resolve().parents[1]
+    if root.name not in ("site-packages", "dist-packages"):
+        rest = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join([str(root), rest] if rest else [str(root)])
+    return environment

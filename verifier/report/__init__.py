@@ -1,0 +1,1 @@
+"""Results as files: the JSON record of a verdict with its schema, and tables."""
