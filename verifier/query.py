@@ -11,16 +11,17 @@ literals is, or some non-negative combination of them; the property holds (``uns
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from bounds.graph import Graph
+    from verifier.network import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +125,24 @@ class Cases:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """One network of a query for onnxruntime: the ONNX bytes, and its tensors under their ONNX names, with their own
+    shapes and element types, placed in the flat vectors of all inputs and of all outputs."""
+
+    name: str
+    onnx: bytes
+    inputs: tuple[Variable, ...]
+    outputs: tuple[Variable, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Query:
     """A question for ``verify``.
 
     ``graph``: one flat input ``[n]`` to one output ``[F]`` of forms. ``specification`` is the exact property (replay
-    evaluates it), ``cases`` its arrays, ``model`` the ONNX bytes for onnxruntime, ``notes`` what every verdict must
-    repeat ("176 of 400 inputs widened, by at most 1.2e-7").
+    evaluates it), ``cases`` its arrays, ``model`` the ONNX bytes of the first network and ``models`` all of them in the
+    order of their declaration, ``notes`` what every verdict must repeat ("176 of 400 inputs widened, by at most
+    1.2e-7").
     """
 
     graph: Graph
@@ -138,3 +151,58 @@ class Query:
     model: bytes
     notes: tuple[str, ...] = ()
     source: Path | None = None
+    models: tuple[Model, ...] = ()
+
+
+def read(
+    model: str | Path | Mapping[str, str | Path],
+    property: str | Path,
+    *,
+    max_bytes: int | None = None,
+    max_clauses: int | None = None,
+    dims: Mapping[str, int] | None = None,
+) -> Query:
+    """Read a model and a VNN-LIB property (plain or gzip each) into a query.
+
+    ``model`` is a path, or paths by the names of the networks that the property declares. ``max_bytes`` limits each
+    decompressed file, ``max_clauses`` the clauses after multiplying out, ``dims`` gives symbolic dimensions sizes.
+    Raises ``InputError`` for files that are wrong or do not fit together, ``UnsupportedError`` for what is not covered.
+    """
+    from verifier import property as reader
+    from verifier.network import read_network
+
+    specification = reader.read_property(
+        property,
+        max_bytes=reader.MAX_BYTES if max_bytes is None else max_bytes,
+        max_clauses=reader.MAX_CLAUSES if max_clauses is None else max_clauses,
+    )
+    paths = model if isinstance(model, Mapping) else {"": model}
+    options: dict[str, Any] = {} if max_bytes is None else {"max_bytes": max_bytes}
+    networks = {name: read_network(path, dims=dims, **options) for name, path in paths.items()}
+    return build_query(networks, specification, source=Path(property))
+
+
+def build_query(
+    networks: Mapping[str, Network] | Network,
+    specification: Specification,
+    *,
+    source: Path | None = None,
+    notes: Sequence[str] = (),
+) -> Query:
+    """The query for networks that were read and an exact property.
+
+    A single network needs no name. Raises ``InputError`` where they do not fit (it says both sizes), and
+    ``UnsupportedError`` for element types that are not floating point.
+    """
+    from verifier.assembly import assemble
+    from verifier.cases import float_cases
+    from verifier.matching import match_networks
+
+    given = networks if isinstance(networks, Mapping) else {"": networks}
+    models, chosen = match_networks(given, specification)
+    inputs = [v for m in models for v in m.inputs]
+    cases, widened = float_cases(specification, inputs)
+    size = sum(v.size for v in inputs)
+    graph = assemble(models, [n.graph for n in chosen], specification.forms, size)
+    notes = (*specification.notes, *widened, *notes)
+    return Query(graph, cases, specification, models[0].onnx, notes, source, models)
