@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from verifier.errors import InputError, UnsupportedError
+from verifier.property.numbers import Numbers
 from verifier.query import Cases, Specification, Variable
 
 _DTYPES: dict[str, type[np.floating]] = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
@@ -23,7 +24,8 @@ def float_cases(specification: Specification, inputs: Sequence[Variable]) -> tup
     speak of one set. Raises ``InputError`` where an interval lies outside the range of the type, ``UnsupportedError``
     for a type that is not floating point.
     """
-    numbers, lower, upper = specification.constants, specification.lower, specification.upper
+    lower, upper = specification.lower, specification.upper
+    numbers = Numbers(specification.constants)
     down, up = numbers.enclose(np.float64)
     low, high = down[lower], up[upper]
     dtype = np.result_type(*(dtype_of(v) for v in inputs))

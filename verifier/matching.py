@@ -49,8 +49,8 @@ def _match_flat(declaration: NetworkDeclaration, network: Network) -> Model:
         if count != size:
             what = "inputs" if letter == "X" else "outputs"
             raise InputError(
-                f"the property does not fit the model: it declares {count} {what} ({letter}_0 to {letter}_{count - 1}), "
-                f"the model has {size} ({_listed(tensors)})"
+                f"the property does not fit the model: it declares {count} {what} "
+                f"({letter}_0 to {letter}_{count - 1}), the model has {size} ({_listed(tensors)})"
             )
         sides.append(_placed(tensors, variables[0].start))
     return Model(declaration.name, network.model, *sides)

@@ -156,7 +156,7 @@ class Query:
 
 def read(
     model: str | Path | Mapping[str, str | Path],
-    property: str | Path,
+    property_file: str | Path,
     *,
     max_bytes: int | None = None,
     max_clauses: int | None = None,
@@ -172,14 +172,14 @@ def read(
     from verifier.network import read_network
 
     specification = reader.read_property(
-        property,
+        property_file,
         max_bytes=reader.MAX_BYTES if max_bytes is None else max_bytes,
         max_clauses=reader.MAX_CLAUSES if max_clauses is None else max_clauses,
     )
     paths = model if isinstance(model, Mapping) else {"": model}
     options: dict[str, Any] = {} if max_bytes is None else {"max_bytes": max_bytes}
     networks = {name: read_network(path, dims=dims, **options) for name, path in paths.items()}
-    return build_query(networks, specification, source=Path(property))
+    return build_query(networks, specification, source=Path(property_file))
 
 
 def build_query(

@@ -13,9 +13,7 @@ from verifier.query import Specification
 __all__ = ["MAX_BYTES", "MAX_CLAUSES", "Source", "decode", "parse", "read_property", "read_source", "specify"]
 
 
-def read_property(
-    path: str | Path, *, max_bytes: int = MAX_BYTES, max_clauses: int = MAX_CLAUSES
-) -> Specification:
+def read_property(path: str | Path, *, max_bytes: int = MAX_BYTES, max_clauses: int = MAX_CLAUSES) -> Specification:
     """Read a property file, plain or gzip, VNN-LIB 1.0 or 2.x.
 
     ``max_bytes`` limits the decompressed text, ``max_clauses`` the clauses after multiplying out. Raises

@@ -45,7 +45,9 @@ class Declarations:
             raise ValueError("declare-const belongs to VNN-LIB 1.0; version 2 declares a network")
         match = _V1_NAME.match(name)
         if match is None or kind.lower() != "real":
-            raise ValueError(f"cannot declare {name!r} of type {kind!r}: VNN-LIB 1.0 has X_0, X_1, ... and Y_0, Y_1, ..., Real")
+            raise ValueError(
+                f"cannot declare {name!r} of type {kind!r}: VNN-LIB 1.0 has X_0, ... and Y_0, ... of type Real"
+            )
         indices = self._counted[match.group(1) == "Y"]
         if int(match.group(2)) in indices:
             raise ValueError(f"{name} is declared twice")
@@ -76,7 +78,9 @@ class Declarations:
         if word in ("equal-to", "isomorphic-to"):
             if len(arguments) != 1 or not any(n.name == arguments[0] for n in self._networks):
                 raise ValueError(f"{word} needs the name of a network that is declared before")
-            return replace(network, **{word.replace("-", "_"): arguments[0]})
+            if word == "equal-to":
+                return replace(network, equal_to=arguments[0])
+            return replace(network, isomorphic_to=arguments[0])
         output = word == "declare-output"
         variable, onnx_name = self._tensor(arguments, output)
         if output:
@@ -112,7 +116,7 @@ class Declarations:
                 continue
             for mine, its in ((network.inputs, other.inputs), (network.outputs, other.outputs)):
                 if [v.shape for v in mine] != [v.shape for v in its]:
-                    raise ValueError(f"networks {network.name} and {other.name} differ in the shapes of their variables")
+                    raise ValueError(f"networks {network.name} and {other.name} differ in their variables' shapes")
 
     def resolve(self, symbol: str) -> int:
         """The variable that a symbol means; raises ``ValueError`` that says what is wrong with it."""

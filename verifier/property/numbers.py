@@ -39,7 +39,7 @@ class Numbers(Sequence[Fraction]):
     __slots__ = ("_values",)
 
     def __init__(self, ascending: Iterable[Exact]) -> None:
-        self._values: tuple[Exact, ...] = tuple(ascending)
+        self._values: tuple[Exact, ...] = ascending._values if isinstance(ascending, Numbers) else tuple(ascending)
 
     def __len__(self) -> int:
         return len(self._values)
@@ -113,7 +113,7 @@ def exact(value: object, what: str) -> Fraction:
             return Fraction(value.item() if isinstance(value, np.generic) else value)
     except (ValueError, OverflowError, ZeroDivisionError):
         pass
-    raise InputError(f"{what}: {value!r} is not a finite number; write a decimal such as 0.03 or a fraction such as 8/255")
+    raise InputError(f"{what}: {value!r} is not a finite number; write it like 0.03, 1e-3 or 8/255")
 
 
 def _from_text(text: str) -> Fraction:

@@ -105,9 +105,8 @@ class _Parser:
     def _finish(self) -> Document:
         frame = self._frames[-1]
         if len(self._frames) > 1:
-            raise self._source.error(
-                frame.start, f"this parenthesis is never closed ({len(self._frames) - 1} are open at the end of the file)"
-            )
+            count = len(self._frames) - 1
+            raise self._source.error(frame.start, f"this parenthesis is never closed ({count} are open at the end)")
         try:
             networks = self._declared.finish()
         except ValueError as error:
@@ -165,8 +164,9 @@ class _Parser:
             self._open_formula(frame)
         elif kind <= _TERM:
             if word not in _ARITHMETIC:
-                known = word in _COMPARISONS or word in ("and", "or") or not word
-                raise self._failure(known)(f"{self._source.at(start)}: {word or '('!r} in a term: only + - * are supported")
+                wrong = word in _COMPARISONS or word in ("and", "or") or not word
+                place = self._source.at(start)
+                raise self._failure(wrong)(f"{place}: {word or '('!r} in a term: only + - * are supported")
             if len(self._frames) > _MAX_TERM_DEPTH and self._kinds[-_MAX_TERM_DEPTH] == _TERM:
                 raise UnsupportedError(f"{self._source.at(start)}: arithmetic nested deeper than {_MAX_TERM_DEPTH}")
             self._push(_TERM, frame)

@@ -148,7 +148,7 @@ class _Grouping:
     def _is_empty(self, rows: np.ndarray, place: np.ndarray, members: np.ndarray) -> np.ndarray:
         """``[count]``: lower > upper somewhere, or a strict bound that the whole box misses."""
         columns = self.literals
-        empty: np.ndarray = (rows[:, 0] > rows[:, 1]).any(axis=1)
+        empty = np.any(rows[:, 0] > rows[:, 1], axis=1)
         strict = self._strict_bound(members)
         chosen, place = members[strict], place[strict]
         variable, rhs, greater = columns.variable[chosen], columns.rhs[chosen], columns.greater[chosen]
@@ -168,8 +168,8 @@ class _Grouping:
             self.rows.append(row.copy())
             if row.size // 2 * len(self.rows) > _MAX_BOUNDS:
                 raise UnsupportedError(
-                    f"{self.document.name}: more than {len(self.rows) - 1} different boxes over {row.size // 2} inputs; "
-                    f"the limit is {_MAX_BOUNDS} bounds in all"
+                    f"{self.document.name}: more than {len(self.rows) - 1} different boxes over {row.size // 2} "
+                    f"inputs; the limit is {_MAX_BOUNDS} bounds in all"
                 )
         return found
 
@@ -238,10 +238,9 @@ def _ordered(members: np.ndarray, counts: np.ndarray, order: np.ndarray, common:
     lengths = counts[order]
     ends = np.cumsum(lengths)
     own = members[np.arange(len(members)) + np.repeat(starts[order] - (ends - lengths), lengths)]
-    if not common.size:
-        return own
     before = np.repeat(ends - lengths, common.size)
-    return np.insert(own, before, np.tile(common, len(order)))
+    joined: np.ndarray = np.insert(own, before, np.tile(common, len(order)))
+    return joined
 
 
 def _renumber(forms: tuple[Form, ...], used: np.ndarray) -> tuple[tuple[Form, ...], np.ndarray]:
