@@ -145,6 +145,11 @@ class Builder:
         constant = self._constants.get(index)
         return None if constant is None else constant.value
 
+    def error(self, index: int) -> Tensor | None:
+        """The error bound of a constant node; None where it is exact."""
+        constant = self._constants.get(index)
+        return None if constant is None else constant.error
+
     def input(self, shape: Shape, name: str = "") -> int:
         """Declare an input and return its id."""
         self._inputs.append(self._append(Input(), (), tuple(shape), name))

@@ -11,6 +11,7 @@ has N = 1); a *parameter* (a weight, a bias, an index) has no N. ``parameters`` 
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,12 @@ class OnnxNode:
     opset: int
 
 
+def broadcast(*shapes: Shape) -> Shape:
+    """The shape that shapes of equal rank broadcast to (``torch.broadcast_shapes`` would import sympy)."""
+    zero = torch.zeros(())
+    return tuple(torch.broadcast_tensors(*(zero.expand(s) for s in shapes))[0].shape)
+
+
 class UnsupportedOperatorError(ValueError):
     """A valid model uses an operator, or a form of one, that is not supported."""
 
@@ -53,6 +60,7 @@ class BuilderLike(Protocol):
 
     def shape(self, index: int) -> Shape: ...
     def value(self, index: int) -> Tensor | None: ...
+    def error(self, index: int) -> Tensor | None: ...
     def constant(self, value: Tensor, error: Tensor | None = None, name: str = "") -> int: ...
     def add(self, op: Op, *inputs: int, name: str = "") -> int: ...
 
@@ -110,11 +118,12 @@ class Op(ABC):
         """
 
     def shape(self, *shapes: Shape) -> Shape:
-        """Static shape of the result (without N), by running ``forward`` on the meta device."""
-        operands = [
-            torch.empty(s if i in self.parameters else (1, *s), device="meta", dtype=torch.float64)
-            for i, s in enumerate(shapes)
-        ]
+        """Static shape of the result (without N), by running ``forward`` once on zeros.
+
+        Not on the meta device: its first use imports torch's compiler, which takes longer than most verifications.
+        """
+        zero = torch.zeros((), dtype=torch.float64)
+        operands = [zero.expand(s if i in self.parameters else (1, *s)) for i, s in enumerate(shapes)]
         return tuple(self.forward(*operands).shape[1:])
 
 
@@ -148,13 +157,17 @@ class Affine(Op):
         of ``forward``, which for a linear map is its transpose.
         """
         zero = rows.new_zeros((rows.shape[0], *shape))
-        template = [zero[:1] if o is None else o for o in operands]
+        template = [zero[:1].detach() if o is None else o for o in operands]
 
         def linear(x: Tensor) -> Tensor:
             return self.forward(*[x if i == position else o for i, o in enumerate(template)])
 
-        _, transpose = torch.func.vjp(linear, zero)
-        result: Tensor = transpose(rows)[0]
+        # Not torch.func.vjp, and a sum rather than grad_outputs: their first use imports torch's compiler or sympy,
+        # which takes longer than most verifications.
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            point = zero.requires_grad_()
+            (result,) = torch.autograd.grad((linear(point) * rows).sum(), point, create_graph=differentiable)
         return result
 
     def unit_rows(self, index: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor | None:
@@ -175,11 +188,12 @@ class Affine(Op):
         if count == 0:
             return self.forward(*lows), self.forward(*highs)
         centres, radii, sizes = [], [], []
+        fixed = all(low is high for low, high in operands)
         for i, (low, high) in enumerate(operands):
             if low is high:
                 centres.append(low)
                 sizes.append(low.abs())
-                radii.append(torch.zeros_like(low) if i in self.offsets else sizes[-1])
+                radii.append(torch.zeros_like(low) if fixed or i in self.offsets else sizes[-1])
                 continue
             centre = (low + high) / 2
             radius = torch.maximum(high - centre, centre - low)
@@ -193,13 +207,30 @@ class Affine(Op):
         return rounding.down(centre - radius), rounding.up(centre + radius)
 
 
+class Rewritten(Op):
+    """An ONNX operator that is read as other operators: ``from_onnx`` is all it has, it never stands in a graph."""
+
+    __slots__ = ()
+
+
 def operators() -> tuple[type[Op], ...]:
     """Every concrete operator class, in name order: the registry."""
+    return tuple(cls for cls in _classes() if not getattr(cls, "__abstractmethods__", None))
+
+
+def onnx_readers() -> dict[str, type[Op]]:
+    """The class that reads each ONNX operator, by the operator's name."""
+    return {name.name: cls for cls in _classes() for name in vars(cls).get("onnx", ())}
+
+
+def _classes() -> list[type[Op]]:
+    """All subclasses in name order."""
     found: dict[str, type[Op]] = {}
     stack: list[type[Op]] = [Op]
     while stack:
         cls = stack.pop()
         stack.extend(cls.__subclasses__())
-        if not getattr(cls, "__abstractmethods__", None):
+        # A dataclass with slots is a copy of the class it decorates, and the original may still be alive.
+        if getattr(sys.modules[cls.__module__], cls.__name__, None) is cls:
             found[cls.__name__] = cls
-    return tuple(found[name] for name in sorted(found))
+    return [found[name] for name in sorted(found)]

@@ -17,6 +17,8 @@ from torch import Tensor
 from bounds.ops.base import Interval, Line, Op, Relaxation, Shape
 from bounds.rounding import Rounding
 
+Candidate = tuple[Tensor, Tensor, Tensor]
+
 
 class Univariate(Op):
     """``f(x)`` elementwise; further operands are parameters (constants without N).
@@ -51,11 +53,12 @@ class Univariate(Op):
         """Initial slopes of the lower and the upper line on ``[low, high]`` (any values are sound)."""
 
     @abstractmethod
-    def candidates(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Interval]:
-        """Points where ``f(x) - slope x`` can be extreme inside, each with a bound of what it can be off by.
+    def candidates(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Candidate]:
+        """Points where ``f(x) - slope x`` can be extreme inside, and how far the true extremes can lie beyond.
 
-        Pairs ``(point, excess)``: the point is clamped to ``[low, high]`` by the caller; the true extreme value is at
-        most ``excess`` (>= 0) beyond the value at that point.
+        Triples ``(point, below, above)``: the point is clamped to ``[low, high]`` by the caller. The least of the
+        values at the ends and of ``value - below`` over all points is at most the true minimum; the greatest of the
+        values at the ends and of ``value + above`` is at least the true maximum (in exact arithmetic).
         """
 
     def intercepts(
@@ -65,14 +68,17 @@ class Univariate(Op):
         zero = torch.zeros_like(low)
         least: Tensor | None = None
         most: Tensor | None = None
-        for point, excess in ((low, zero), (high, zero), *self.candidates(slope, low, high, *parameters)):
+        ends = ((low, zero, zero), (high, zero, zero))
+        for point, below, above in (*ends, *self.candidates(slope, low, high, *parameters)):
             x = torch.minimum(torch.maximum(point, low), high)
             value, product = self.forward(x, *parameters), slope * x
-            gap, slack = value - product, excess
+            gap = value - product
             if rounding is not None:
-                slack = slack + (value.abs() * (2 * self.ulps + 4) + product.abs() * 4) * rounding.unit + rounding.tiny
-            least = gap - slack if least is None else torch.minimum(least, gap - slack)
-            most = gap + slack if most is None else torch.maximum(most, gap + slack)
+                slack = (value.abs() * (2 * self.ulps + 6) + product.abs() * 6) * rounding.unit + 2 * rounding.tiny
+                below = slack + below * (1 + 4 * rounding.unit)
+                above = slack + above * (1 + 4 * rounding.unit)
+            least = gap - below if least is None else torch.minimum(least, gap - below)
+            most = gap + above if most is None else torch.maximum(most, gap + above)
         assert least is not None and most is not None
         return least, most
 
@@ -107,9 +113,9 @@ class PiecewiseLinear(Univariate):
     def kinks(self) -> tuple[float, ...]:
         """Where the slope changes."""
 
-    def candidates(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Interval]:
+    def candidates(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Candidate]:
         zero = torch.zeros_like(low)
-        return [(torch.full_like(low, kink), zero) for kink in self.kinks()]
+        return [(torch.full_like(low, kink), zero, zero) for kink in self.kinks()]
 
     def slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """The chord on both sides where it is one of them; subclasses know better for the other."""

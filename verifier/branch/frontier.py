@@ -1,0 +1,68 @@
+"""The open subproblems: a struct of tensors, taken best bound first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bounds.ops.base import Interval
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subproblems:
+    """K boxes over the free inputs. ``lower, upper`` ``[K, f]`` float64; ``task`` ``[K]``; ``alive`` ``[K, C]`` the
+    clauses not yet refuted on a parent; ``bound`` ``[K]`` the parent's least margin; ``share`` ``[K]`` of the input
+    set; ``inherited`` bounds of watched nodes that hold on the parent (empty where they would cost too much memory).
+    """
+
+    lower: Tensor
+    upper: Tensor
+    task: Tensor
+    alive: Tensor
+    bound: Tensor
+    share: Tensor
+    inherited: Mapping[int, Interval]
+
+    @property
+    def size(self) -> int:
+        """K."""
+        return int(self.task.shape[0])
+
+    def take(self, index: Tensor) -> Subproblems:
+        """The subproblems at ``index`` (numbers or a mask)."""
+        return Subproblems(
+            self.lower[index],
+            self.upper[index],
+            self.task[index],
+            self.alive[index],
+            self.bound[index],
+            self.share[index],
+            {node: (low[index], high[index]) for node, (low, high) in self.inherited.items()},
+        )
+
+    @staticmethod
+    def cat(parts: list[Subproblems]) -> Subproblems:
+        """All of them, in order; the parts must inherit the same nodes."""
+        parts = [p for p in parts if p.size] or parts[:1]
+        if len(parts) == 1:
+            return parts[0]
+        nodes = parts[0].inherited.keys()
+        return Subproblems(
+            *(
+                torch.cat([getattr(p, name) for p in parts])
+                for name in ("lower", "upper", "task", "alive", "bound", "share")
+            ),
+            {n: (torch.cat([p.inherited[n][0] for p in parts]), torch.cat([p.inherited[n][1] for p in parts])) for n in nodes},
+        )
+
+    def pop(self, count: int) -> tuple[Subproblems, Subproblems]:
+        """``(the count with the least bounds, the rest)``."""
+        if self.size <= count:
+            return self, self.take(self.task[:0])
+        chosen = torch.topk(self.bound, count, largest=False, sorted=False).indices
+        rest = torch.ones(self.size, dtype=torch.bool, device=self.task.device)
+        rest[chosen] = False
+        return self.take(chosen), self.take(rest)

@@ -1,0 +1,149 @@
+"""A query as the tensors that branch and bound works on.
+
+A *task* is one box with up to ``MOST_CLAUSES`` of its clauses; every subproblem belongs to a task. A *column* is a
+distinct (form, sign) pair: it is bounded once per box, and all literals on it compare their thresholds with the same
+number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bounds.box import Box
+from bounds.plan import Plan
+from bounds.rounding import cast_outward
+from verifier.attacks.clauses import ClauseArrays, ragged
+from verifier.query import Query
+
+MOST_CLAUSES = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """T tasks over M boxes, K clauses with at most L literals, S columns.
+
+    ``lower, upper`` ``[M, n]`` float64 (outward), ``inner_lower, inner_upper`` in the model's dtype, ``varying``
+    ``[M, n]``. ``box`` ``[T]``, ``clauses`` ``[T, C]`` (-1: none). ``column`` ``[K, L]`` (-1: none) and ``threshold``
+    ``[K, L]`` float64 (+inf where there is no literal, so that nothing refutes it). ``form, sign`` ``[S]``.
+    """
+
+    query: Query
+    lower: Tensor
+    upper: Tensor
+    inner_lower: Tensor
+    inner_upper: Tensor
+    varying: Tensor
+    box: Tensor
+    clauses: Tensor
+    column: Tensor
+    threshold: Tensor
+    form: Tensor
+    sign: Tensor
+    arrays: ClauseArrays
+
+    @staticmethod
+    def of(query: Query, device: torch.device | str = "cpu") -> Problem:
+        """Lay out a query's cases."""
+        cases = query.cases
+        counts = np.diff(cases.clauses_of)
+        chunks = -(-counts // MOST_CLAUSES)
+        box = np.repeat(np.arange(len(counts)), chunks)
+        first = np.concatenate([np.arange(0, c, MOST_CLAUSES) + s for c, s in zip(counts, cases.clauses_of, strict=False)] or [[]])
+        most = int(min(MOST_CLAUSES, counts.max(initial=1)))
+        clauses = first.astype(np.int64)[:, None] + np.arange(most)
+        clauses[clauses >= np.asarray(cases.clauses_of)[box + 1][:, None]] = -1
+        keys, inverse = np.unique(cases.form.astype(np.int64) * 2 + (cases.sign < 0), return_inverse=True)
+        literals = np.diff(cases.literals_of)
+        column = np.full((len(literals), max(1, int(literals.max(initial=1)))), -1, dtype=np.int64)
+        threshold = np.full(column.shape, np.inf)
+        index, _ = ragged(np.asarray(cases.literals_of[:-1], dtype=np.int64), literals.astype(np.int64))
+        rows = np.repeat(np.arange(len(literals)), literals)
+        places = index - np.asarray(cases.literals_of)[rows]
+        column[rows, places], threshold[rows, places] = inverse[index], cases.threshold[index]
+
+        def put(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+        return Problem(
+            query,
+            put(cases.lower),
+            put(cases.upper),
+            put(cases.inner_lower),
+            put(cases.inner_upper),
+            put(cases.varying),
+            put(box),
+            put(clauses),
+            put(column),
+            put(threshold),
+            put(keys // 2),
+            put(np.where(keys % 2, -1.0, 1.0)),
+            ClauseArrays.of(cases, device=device),
+        )
+
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return int(self.box.shape[0])
+
+    def rows(self, columns: Tensor, plan: Plan) -> Tensor:
+        """Coefficient rows ``[len(columns), F]`` over the graph's output for some columns."""
+        forms = plan.graph.nodes[plan.output].shape[0]
+        rows = torch.zeros((columns.shape[0], forms), dtype=plan.dtype, device=plan.device)
+        rows[torch.arange(columns.shape[0], device=plan.device), self.form[columns]] = self.sign[columns].to(plan.dtype)
+        return rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Literals:
+    """The literals of N subproblems: ``place`` ``[N, C, L]`` indexes a batch's columns (0 where there is none),
+    ``threshold`` ``[N, C, L]`` (+inf where there is none), ``clause`` ``[N, C]`` (-1: none)."""
+
+    columns: Tensor
+    place: Tensor
+    threshold: Tensor
+    clause: Tensor
+
+    @staticmethod
+    def of(problem: Problem, task: Tensor) -> Literals:
+        """The literals of subproblems of the given tasks ``[N]``, and the columns that they need."""
+        clause = problem.clauses[task]
+        column = torch.where((clause >= 0)[..., None], problem.column[clause.clamp(min=0)], -1)
+        threshold = torch.where(column >= 0, problem.threshold[clause.clamp(min=0)], torch.inf)
+        columns = torch.unique(column)
+        columns = columns[columns >= 0]
+        if not columns.shape[0]:
+            columns = columns.new_zeros(1)
+        place = torch.searchsorted(columns, column.clamp(min=0)).clamp(max=columns.shape[0] - 1)
+        return Literals(columns, torch.where(column >= 0, place, 0), threshold, clause)
+
+    def slack(self, bounds: Tensor) -> Tensor:
+        """``[N, C, L]``: lower bound minus threshold, for bounds ``[N, S]`` of the batch's columns; > 0 refutes."""
+        n, c, l = self.place.shape
+        return bounds.gather(1, self.place.reshape(n, c * l)).reshape(n, c, l).double() - self.threshold
+
+    def margins(self, slack: Tensor, alive: Tensor) -> Tensor:
+        """``[N, C]``: best slack of each clause; +inf for clauses that are absent or refuted before."""
+        return torch.where(alive, slack.amax(2), torch.inf)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """After a round: the least bound, count and share of what is open, how many subproblems were refuted so far, the
+    least margin of a refutation, points ``[P, n]`` worth replaying (model dtype), and how many boxes are stuck."""
+
+    lower_bound: float
+    open_subproblems: int
+    open_share: float
+    refuted: int
+    least_margin: float
+    points: Tensor | None
+    stuck: int
+
+
+def outward(lower: Tensor, upper: Tensor, plan: Plan) -> Box:
+    """Boxes in the plan's dtype that contain the given ones (float64)."""
+    return Box(*cast_outward(lower, upper, plan.dtype))
