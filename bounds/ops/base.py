@@ -226,7 +226,7 @@ def onnx_readers() -> dict[str, type[Op]]:
 def _classes() -> list[type[Op]]:
     """All subclasses in name order."""
     found: dict[str, type[Op]] = {}
-    stack: list[type[Op]] = [Op]
+    stack: list[type[Op]] = list(Op.__subclasses__())
     while stack:
         cls = stack.pop()
         stack.extend(cls.__subclasses__())

@@ -1,0 +1,73 @@
+"""Sums and means over axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bounds.ops import reading
+from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Rewritten, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class ReduceSum(Affine):
+    """Sum over ``axes`` (at least one; without N)."""
+
+    axes: tuple[int, ...]
+    keepdims: bool
+    onnx = (OnnxName("ReduceSum", 1),)
+
+    @classmethod
+    def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
+        x, axes, keep = _read(node, build)
+        return (build.add(cls(axes, keep), x, name=node.name) if axes else x,)
+
+    def forward(self, *operands: Tensor) -> Tensor:
+        return operands[0].sum([a + 1 for a in self.axes], keepdim=self.keepdims)
+
+    def accumulation(self, *shapes: Shape) -> int:
+        return reading.product(tuple(shapes[0][a] for a in self.axes)) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class ReduceMean(Affine):
+    """Mean over ``axes`` (at least one; without N)."""
+
+    axes: tuple[int, ...]
+    keepdims: bool
+    onnx = (OnnxName("ReduceMean", 1),)
+
+    @classmethod
+    def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
+        x, axes, keep = _read(node, build)
+        return (build.add(cls(axes, keep), x, name=node.name) if axes else x,)
+
+    def forward(self, *operands: Tensor) -> Tensor:
+        return operands[0].mean([a + 1 for a in self.axes], keepdim=self.keepdims)
+
+    def accumulation(self, *shapes: Shape) -> int:
+        return reading.product(tuple(shapes[0][a] for a in self.axes)) + 2
+
+
+class GlobalAveragePool(Rewritten):
+    """The mean over all spatial axes."""
+
+    __slots__ = ()
+    onnx = (OnnxName("GlobalAveragePool", 1),)
+
+    @classmethod
+    def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
+        x = reading.operand(node, 0)
+        spatial = tuple(range(2, len(build.shape(x))))
+        return (build.add(ReduceMean(spatial, True), x, name=node.name) if spatial else x,)
+
+
+def _read(node: OnnxNode, build: BuilderLike) -> tuple[int, tuple[int, ...], bool]:
+    """Operand, axes (empty: nothing to reduce) and keepdims."""
+    x = reading.operand(node, 0)
+    rank = len(build.shape(x))
+    axes = reading.axes(node, build, 1, rank)
+    if not axes:
+        axes = () if reading.flag(node, "noop_with_empty_axes") else tuple(range(rank))
+    return x, axes, bool(reading.flag(node, "keepdims", 1))
