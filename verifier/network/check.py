@@ -140,7 +140,7 @@ def _scale(node: Node, operands: list[Tensor], ours: Tensor) -> Tensor:
 def _beyond(ours: Tensor, theirs: Tensor, scale: Tensor) -> Tensor:
     """Elementwise: whether the two differ by more than rounding explains."""
     if not theirs.is_floating_point():
-        return ours != theirs
+        return ours.to(torch.int64) != theirs.to(torch.int64)
     share = _SHARE["float64" if theirs.dtype == torch.float64 else "float32"]
     mine, reference = ours.double(), theirs.double()
     # Where float32 overflows there is nothing to compare.

@@ -42,9 +42,11 @@ def load_model(source: str | Path | bytes, max_bytes: int = MAX_BYTES) -> tuple[
     model = _parse(data, name)
     opset(model, name)
     used = _pull_in_external_data(model, folder, name, max_bytes - len(data))
-    _check(model, data if used == 0 else None, name)
+    _check(*_complete(model, data if used == 0 else None), name)
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        from onnx import inliner
+
+        model = inliner.inline_local_functions(model)
     return model, name
 
 
@@ -117,6 +119,19 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
             f"{name}: ONNX format version {model.ir_version} is newer than the onnx package knows ({onnx.IR_VERSION})"
         )
     return model
+
+
+def _complete(model: onnx.ModelProto, data: bytes | None) -> tuple[onnx.ModelProto, bytes | None]:
+    """What is handed to the checker. It wants a shape on every input and output; some exporters leave it out on
+    outputs, where the reader computes it, and on inputs the reader has a better message."""
+    if all(v.type.tensor_type.HasField("shape") for v in (*model.graph.input, *model.graph.output)):
+        return model, data
+    completed = onnx.ModelProto()
+    completed.CopyFrom(model)
+    for value in (*completed.graph.input, *completed.graph.output):
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    return completed, None
 
 
 def _check(model: onnx.ModelProto, data: bytes | None, name: str) -> None:

@@ -145,7 +145,7 @@ class _Translation:
         return self._ids[tensor]
 
     def _read(self, node: onnx.NodeProto) -> None:
-        title = f"node {node.name or (node.output[0] if node.output else '')!r} ({node.op_type})"
+        title = f"node {_title(node)!r} ({node.op_type})"
         known = self._reader(node)
         missing = any(name and name not in self._ids and name not in self._initialisers for name in node.input)
         if known is None or missing:
@@ -153,7 +153,7 @@ class _Translation:
         operands = tuple(self._operand(n, title) if n else None for n in node.input)
         try:
             plain = OnnxNode(
-                node.op_type, node.name, decode.attributes(node), operands, len(node.output), self.opset
+                node.op_type, _title(node), decode.attributes(node), operands, len(node.output), self.opset
             )
             results = known.from_onnx(plain, _Unnamed(self._build))
         except (UnsupportedOperatorError, UnsupportedError) as error:
@@ -186,8 +186,7 @@ class _Translation:
         return known
 
     def _refuse(self, node: onnx.NodeProto, why: str) -> None:
-        title = node.name or (node.output[0] if node.output else "")
-        self._unsupported.setdefault(node.op_type, []).append(f"{title!r}: {why}" if why else repr(title))
+        self._unsupported.setdefault(node.op_type, []).append(f"{_title(node)!r}{why and ': '}{why}")
 
     def _complaint(self) -> UnsupportedModelError:
         operators = tuple(
@@ -195,6 +194,11 @@ class _Translation:
             for operator, nodes in self._unsupported.items()
         )
         return UnsupportedModelError(f"{self._name}: operators not supported: {'; '.join(operators)}", operators)
+
+
+def _title(node: onnx.NodeProto) -> str:
+    """A node's name, or else the first tensor that it computes."""
+    return str(node.name or (node.output[0] if node.output else ""))
 
 
 def _inputs(graph: onnx.GraphProto, name: str, dims: Mapping[str, int]) -> tuple[Variable, ...]:
