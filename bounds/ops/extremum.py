@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bounds.ops import reading
 from bounds.ops.arithmetic import Add, Neg, Sub, same_rank
-from bounds.ops.base import BuilderLike, Interval, Line, OnnxName, OnnxNode, Op, Relaxation, Shape
+from bounds.ops.base import BuilderLike, Interval, Line, OnnxName, OnnxNode, Op, Relaxation, Shape, broadcast
 from bounds.ops.indexing import expand
 from bounds.ops.piecewise import Clip
 from bounds.ops.relu import Relu
@@ -37,7 +37,7 @@ class _Extremum(Op):
 
     def shape(self, *shapes: Shape) -> Shape:
         same_rank(*shapes)
-        return tuple(torch.broadcast_shapes(*shapes))
+        return broadcast(*shapes)
 
     def interval(self, operands: Sequence[Interval], rounding: Rounding | None) -> Interval:
         (a, b), (c, d) = operands
@@ -189,4 +189,4 @@ def _uniform(build: BuilderLike, fixed: int, value: Tensor) -> float | None:
 
 
 def _common(build: BuilderLike, *operands: int) -> Shape:
-    return tuple(torch.broadcast_shapes(*(build.shape(i) for i in operands)))
+    return broadcast(*(build.shape(i) for i in operands))

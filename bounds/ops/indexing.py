@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bounds.ops import reading
-from bounds.ops.base import Affine, BuilderLike, Interval, OnnxName, OnnxNode, Rewritten, Shape
+from bounds.ops.base import Affine, BuilderLike, Interval, OnnxName, OnnxNode, Rewritten, Shape, broadcast
 from bounds.ops.shaping import reshape
 from bounds.rounding import Rounding
 
@@ -142,8 +142,14 @@ class Gather(Affine):
         axis = self.axis + 1
         return x.index_select(axis, index.flatten()).reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
+    def shape(self, *shapes: Shape) -> Shape:
+        return shapes[0][: self.axis] + shapes[1] + shapes[0][self.axis + 1 :]
+
     def accumulation(self, *shapes: Shape) -> int:
         return max(1, reading.product(shapes[1]))
+
+    def shape(self, *shapes: Shape) -> Shape:
+        return shapes[0][: self.axis] + shapes[1] + shapes[0][self.axis + 1 :]
 
     def interval(self, operands: Sequence[Interval], rounding: Rounding | None) -> Interval:
         (low, high), (index, _) = operands
@@ -160,7 +166,7 @@ class Expand(Affine):
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
         x = reading.operand(node, 0)
-        return (expand(build, x, tuple(torch.broadcast_shapes(build.shape(x), reading.integers(node, build, 1)))),)
+        return (expand(build, x, broadcast(build.shape(x), reading.integers(node, build, 1))),)
 
     def forward(self, *operands: Tensor) -> Tensor:
         return operands[0].expand(operands[0].shape[0], *self.target)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bounds.ops import reading
-from bounds.ops.base import BuilderLike, Interval, OnnxName, OnnxNode
+from bounds.ops.base import BuilderLike, Interval, OnnxName, OnnxNode, broadcast
 from bounds.ops.indexing import expand
 from bounds.ops.relu import Relu
 from bounds.ops.shaping import align
@@ -87,7 +87,7 @@ class PRelu(_Hinge):
         x, slope = align(build, reading.operand(node, 0), reading.operand(node, 1))
         if build.error(slope) is not None:
             raise reading.unsupported(node, "a slope that is computed by inexact operations")
-        shape = tuple(torch.broadcast_shapes(build.shape(x), build.shape(slope)))
+        shape = broadcast(build.shape(x), build.shape(slope))
         return (build.add(cls(), expand(build, x, shape), slope, name=node.name),)
 
     def left(self, x: Tensor, *parameters: Tensor) -> Tensor:

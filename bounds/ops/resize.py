@@ -48,15 +48,13 @@ class Resize(Rewritten):
             scales = reading.constant(node, build, 1).flatten().tolist()
             sizes = _scaled(node, shape, scales, range(rank))
             return (_resample(node, build, x, sizes, scales, "asymmetric", "simple"),)
-        if reading.text(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
-            raise reading.unsupported(node, "keep_aspect_ratio_policy other than stretch")
         axes = [reading.axis_of(node, a, rank) for a in reading.ints(node, "axes", range(rank))]
         scales = [1.0] * rank
         if reading.present(node, 3) and reading.constant(node, build, 3).numel():
             sizes = list(shape)
-            for axis, size in zip(axes, reading.integers(node, build, 3), strict=True):
-                sizes[axis] = size
-                scales[axis] = _single(size / shape[axis])
+            wanted = _kept_ratio(node, [shape[a] for a in axes], reading.integers(node, build, 3))
+            for axis, (size, scale) in zip(axes, wanted, strict=True):
+                sizes[axis], scales[axis] = size, scale
         else:
             given = reading.constant(node, build, 2).flatten().tolist()
             sizes = _scaled(node, shape, given, axes)
@@ -65,6 +63,18 @@ class Resize(Rewritten):
         rule = reading.text(node, "coordinate_transformation_mode", "half_pixel")
         nearest = reading.text(node, "nearest_mode", "round_prefer_floor")
         return (_resample(node, build, x, sizes, scales, rule, nearest),)
+
+
+def _kept_ratio(node: OnnxNode, before: list[int], wanted: tuple[int, ...]) -> list[tuple[int, float]]:
+    """Size and scale of each axis; a policy other than ``stretch`` gives all axes one scale."""
+    policy = reading.text(node, "keep_aspect_ratio_policy", "stretch")
+    ratios = [Fraction(w, b) for w, b in zip(wanted, before, strict=True)]
+    if policy == "stretch":
+        return [(w, _single(float(r))) for w, r in zip(wanted, ratios, strict=True)]
+    if policy not in ("not_larger", "not_smaller"):
+        raise reading.unsupported(node, f"keep_aspect_ratio_policy {policy!r}")
+    ratio = min(ratios) if policy == "not_larger" else max(ratios)
+    return [(int(b * ratio + Fraction(1, 2)), _single(float(ratio))) for b in before]
 
 
 def _nearest_only(node: OnnxNode) -> None:
