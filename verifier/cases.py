@@ -5,7 +5,8 @@ Every distinct constant is rounded once; the arrays then pick by rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -13,7 +14,9 @@ from verifier.errors import InputError, UnsupportedError
 from verifier.property.numbers import Numbers
 from verifier.query import Cases, Specification, Variable
 
-_DTYPES: dict[str, type[np.floating]] = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+_DTYPES: Mapping[str, type[np.floating]] = MappingProxyType(
+    {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+)
 
 
 def float_cases(specification: Specification, inputs: Sequence[Variable]) -> tuple[Cases, tuple[str, ...]]:

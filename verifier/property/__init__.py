@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from verifier.property.clauses import MAX_CLAUSES
+from verifier.property.grouping import specify
 from verifier.property.parser import parse
 from verifier.property.source import MAX_BYTES, Source, decode, read_source
-from verifier.property.specify import specify
 from verifier.query import Specification
 
 __all__ = ["MAX_BYTES", "MAX_CLAUSES", "Source", "decode", "parse", "read_property", "read_source", "specify"]

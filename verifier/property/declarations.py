@@ -14,7 +14,7 @@ from verifier.property.tokens import split_subscript
 from verifier.query import NetworkDeclaration, Variable
 
 _V1_NAME = re.compile(r"([XY])_(0|[1-9]\d{0,9})\Z", re.ASCII)
-_TYPES = {"real": "real", "float16": "float16", "float32": "float32", "float64": "float64"}
+_TYPES = frozenset({"real", "float16", "float32", "float64"})
 _OTHER_TYPES = re.compile(r"u?int\d+|bool|bfloat16|float8\w*|float4\w*|string|complex\d+")
 
 
@@ -95,10 +95,10 @@ class Declarations:
         kind, shape = split_subscript(rest)
         if shape is None or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
             raise ValueError("a tensor is declared as NAME TYPE [SHAPE], for example X float32 [1,5]")
-        dtype = _TYPES.get(kind.lower())
-        if dtype is None and _OTHER_TYPES.fullmatch(kind.lower()):
+        dtype = kind.lower()
+        if dtype not in _TYPES and _OTHER_TYPES.fullmatch(dtype):
             raise NotImplementedError(f"element type {kind} is not supported (real, float16, float32, float64 are)")
-        if dtype is None:
+        if dtype not in _TYPES:
             raise ValueError(f"unknown element type {kind!r}")
         if name in self._tensors:
             raise ValueError(f"variable {name} is declared twice")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from types import MappingProxyType
 
 import numpy as np
 
@@ -25,13 +25,9 @@ from verifier.query import Form
 # Kinds of open parentheses; those up to _FORMULA take formulas.
 _ASSERT, _AND, _OR, _COMPARISON, _TERM, _COMMAND, _TOP = 0, AND, OR, 3, 4, 5, 6
 _FORMULA = _OR
-_CODES = {"<=": 0, ">=": GREATER, "<": STRICT, ">": GREATER | STRICT}
+_CODES = MappingProxyType({"<=": 0, ">=": GREATER, "<": STRICT, ">": GREATER | STRICT})
 _COMPARISONS = frozenset({*_CODES, "=", "==", "!="})
-_ARITHMETIC: dict[str, Callable[[list[terms.Affine]], terms.Affine]] = {
-    "+": terms.add,
-    "-": terms.subtract,
-    "*": terms.multiply,
-}
+_ARITHMETIC = MappingProxyType({"+": terms.add, "-": terms.subtract, "*": terms.multiply})
 _IGNORED = frozenset({"set-logic", "set-info", "set-option", "check-sat", "get-model", "exit"})
 _UNSUPPORTED = frozenset({"not", "=>", "ite", "let", "xor", "distinct", "forall", "exists", "implies"})
 _INSIDE_NETWORK = frozenset({"declare-input", "declare-output", "declare-hidden", "equal-to", "isomorphic-to"})
