@@ -43,6 +43,8 @@ _MODULES = (
 ).split()
 
 _STAND_IN = "not_read"
+_FOUR_DECIMALS = frozenset({"test_averagepool_2d_ceil_last_window_starts_on_pad"})
+"""Cases whose outputs were written down by hand with four decimals."""
 Result = Literal["passed", "skipped", "failed"]
 
 
@@ -135,7 +137,8 @@ def _compare(case: Any, network: Network, variable: Sequence[str]) -> str:
     feeds = _feeds(case)
     given = [_array(feeds[v.name]) if v.name in variable else np.zeros(v.shape) for v in network.inputs]
     # What float32 rounds is proportional to what is summed, for which the largest value stands here.
-    for dtype, share in ((torch.float64, 1e-5), (torch.float32, 1e-4)):
+    slack = 1e-4 if case.name in _FOUR_DECIMALS else 0.0
+    for dtype, share in ((torch.float64, 1e-5 + slack), (torch.float32, 1e-4 + slack)):
         points = [torch.from_numpy(np.array(x)).to(dtype).unsqueeze(0) for x in given]
         outputs = network.graph.evaluate(*points)
         for index, ours, expected in zip(network.graph.outputs, outputs, case.data_sets[0][1], strict=True):
@@ -143,8 +146,8 @@ def _compare(case: Any, network: Network, variable: Sequence[str]) -> str:
             wanted = _array(expected)
             if tuple(found.shape) != wanted.shape:
                 return f"shape {list(found.shape)} instead of {list(wanted.shape)}"
-            limit = share * max(1.0, float(np.abs(wanted).max(initial=0.0)))
-            if not np.allclose(found.double().numpy(), wanted, rtol=0, atol=limit):
+            limit = share * max(1.0, float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)))
+            if not np.allclose(found.double().numpy(), wanted, rtol=0, atol=limit, equal_nan=True):
                 return f"{dtype}: off by {np.abs(found.double().numpy() - wanted).max()}"
     return ""
 

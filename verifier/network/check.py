@@ -5,13 +5,15 @@ difference is the fault of this one step (or of the few steps merged into it) an
 pseudo-random points are used: uniform in [0, 1] and standard normal. Shapes must agree exactly.
 
 How far apart the two may be: a float32 sum of n products errs by at most ``n 2^-24`` times the sum of the products'
-absolute values, and that sum is what ``Affine.absolute`` gives; a misread weight, pad or axis moves a value by a
-sizeable part of it. So the limit is a share of that sum (1e-4 in float32, where n up to 1,600 is covered even in the
-worst case, far more in practice), and for nonlinear operators a share of the node's greatest absolute value.
+absolute values, and that sum is what ``Affine.absolute`` gives (carried through nodes that have no counterpart in
+the model); a misread weight, pad or axis moves a value by a sizeable part of it. So the limit is a share of that sum
+(1e-4 in float32, where n up to 1,600 is covered even in the worst case, far more in practice), and for nonlinear
+operators a share of the node's greatest absolute value.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -96,24 +98,29 @@ def _compare(network: Network, theirs: dict[str, Tensor], point: list[np.ndarray
     outputs = [(graph.nodes[i], v.name) for i, v in zip(graph.outputs, network.outputs, strict=True)]
     # An output may be computed by a node that bears another tensor's name.
     aliases = {node.id: theirs[name] for node, name in outputs}
+    sizes: dict[int, Tensor] = {}
     for node in graph.nodes:
         if node.id in values:
             continue
         operands = [] if node.id in graph.constants else graph.operands(node, values)
         ours = node.op.forward(*operands) if operands else graph.constants[node.id].value
+        scale = _scale(node, operands, ours, sizes)
         values[node.id] = ours
         reference = theirs.get(node.name) if node.name else None
         reference = aliases.get(node.id) if reference is None else reference
         if reference is not None:
             reference = reference.unsqueeze(0) if operands else reference
-            _compare_node(node, operands, ours, reference, where)
+            _compare_node(node, ours, reference, scale, where)
             values[node.id] = reference.to(ours.dtype)
+        elif operands:
+            sizes[node.id] = scale
     for node, name in outputs:
         reference = theirs[name] if node.id in graph.constants else theirs[name].unsqueeze(0)
-        _compare_node(replace(node, name=name), [], values[node.id], reference, where)
+        ours = values[node.id]
+        _compare_node(replace(node, name=name), ours, reference, _magnitude(ours), where)
 
 
-def _compare_node(node: Node, operands: list[Tensor], ours: Tensor, theirs: Tensor, where: str) -> None:
+def _compare_node(node: Node, ours: Tensor, theirs: Tensor, scale: Tensor, where: str) -> None:
     what = f"{where}: node {node.name!r} ({type(node.op).__name__})"
     if ours.shape != theirs.shape:
         raise InternalError(
@@ -121,7 +128,7 @@ def _compare_node(node: Node, operands: list[Tensor], ours: Tensor, theirs: Tens
         )
     if ours.numel() == 0:
         return
-    wrong = _beyond(ours, theirs, _scale(node, operands, ours))
+    wrong = _beyond(ours, theirs, scale)
     if bool(wrong.any()):
         at = tuple(int(i) for i in wrong.nonzero()[0])
         raise InternalError(
@@ -130,11 +137,21 @@ def _compare_node(node: Node, operands: list[Tensor], ours: Tensor, theirs: Tens
         )
 
 
-def _scale(node: Node, operands: list[Tensor], ours: Tensor) -> Tensor:
-    """What rounding errors of this step are proportional to."""
+def _scale(node: Node, operands: list[Tensor], ours: Tensor, sizes: Mapping[int, Tensor]) -> Tensor:
+    """What rounding errors of this step are proportional to.
+
+    ``sizes`` holds it for the nodes without a counterpart in the model, whose errors this step inherits.
+    """
     if isinstance(node.op, Affine) and operands:
-        return node.op.absolute(*[o.abs() if o.is_floating_point() else o for o in operands])
-    return ours.double().abs().max()
+        return node.op.absolute(
+            *[sizes.get(i, o.abs() if o.is_floating_point() else o) for i, o in zip(node.inputs, operands, strict=True)]
+        )
+    inherited = [sizes[i].max() for i in node.inputs if i in sizes]
+    return torch.stack([_magnitude(ours), *inherited]).max().expand(ours.shape)
+
+
+def _magnitude(values: Tensor) -> Tensor:
+    return values.double().abs().max() if values.numel() else torch.zeros((), dtype=torch.float64)
 
 
 def _beyond(ours: Tensor, theirs: Tensor, scale: Tensor) -> Tensor:
