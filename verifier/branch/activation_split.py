@@ -218,7 +218,7 @@ class ActivationSplit:
         """``[K]`` float64: the proven bound of those that the search calls refuted, the search's bound of the rest."""
         proven = found.bound.double().clamp(max=0)
         hopeful = (found.bound > 0).nonzero().flatten()
-        for part in hopeful.split(self.options.batch):
+        for part in hopeful.split(self.options.batch) if hopeful.shape[0] else ():
             mine = children.take(part)
             plan = self.exact
             chosen = found.multipliers

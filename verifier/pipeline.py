@@ -1,0 +1,229 @@
+"""From a query to a verdict: attack, bound, branch; every candidate is replayed, every refutation has error terms.
+
+The stages run in order until one decides. Each is an iterator of steps, so the time limit is looked at between
+steps and the best bound so far is always known.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bounds.plan import Plan, prepare
+from bounds.rounding import Rounding
+from verifier.attacks.search import candidates
+from verifier.branch.activation_split import ActivationSplit
+from verifier.branch.input_split import InputSplit
+from verifier.branch.problem import Problem, Step
+from verifier.branch.root import refine, screen
+from verifier.errors import InputError
+from verifier.query import Query
+from verifier.replay import Replayer
+from verifier.strategy import Strategy, choose, features
+from verifier.verdict import Counterexample, Progress, TimedOut, Unknown, Verdict, Verified, Violated
+
+MOST_REFUSED = 64
+"""Replays that may fail at one stage before its candidates are no longer tried: each costs a run of the network."""
+
+
+class _Decided(Exception):
+    """A candidate was replayed: control flow of this module only."""
+
+    def __init__(self, counterexample: Counterexample) -> None:
+        super().__init__()
+        self.counterexample = counterexample
+
+
+@dataclass(slots=True)
+class _Run:
+    """One verification under way: what it works on, its limits, and what is known so far."""
+
+    query: Query
+    problem: Problem
+    rough: Plan
+    exact: Plan
+    strategy: Strategy
+    replayer: Replayer
+    start: float
+    deadline: float
+    report: Callable[[Progress], None] | None
+    stage: str = "load"
+    refuted: int = 0
+    margin: float = math.inf
+    bound: float = -math.inf
+    open_share: float = 1.0
+    refused: int = 0
+
+    def expired(self) -> bool:
+        return time.monotonic() >= self.deadline
+
+    def enter(self, stage: str) -> None:
+        self.stage, self.refused = stage, 0
+        self.progress(0)
+
+    def progress(self, open_subproblems: int) -> None:
+        if self.report is not None:
+            seconds = time.monotonic() - self.start
+            self.report(Progress(self.stage, self.bound, open_subproblems, self.open_share, seconds))
+
+    def replay(self, points: Tensor | None) -> None:
+        """Raise ``_Decided`` where onnxruntime confirms one of the points."""
+        if points is None or self.refused >= MOST_REFUSED:
+            return
+        found = self.replayer.replay(points.cpu().numpy())
+        if found is not None:
+            raise _Decided(found)
+        self.refused += 1
+
+    def follow(self, steps: Iterator[Step], share: float, before: float) -> Step | None:
+        """Watch a search to its end or the deadline; returns its last step (None: it had nothing to do).
+
+        ``share`` is the part of the input set it works on, ``before`` the open share outside it.
+        """
+        last: Step | None = None
+        refuted = self.refuted
+        for last in steps:
+            self.refuted = refuted + last.refuted
+            self.margin = min(self.margin, last.least_margin)
+            self.bound, self.open_share = last.lower_bound, before + share * last.open_share
+            self.progress(last.open_subproblems)
+            self.replay(last.points)
+            if self.expired():
+                break
+        return last
+
+
+def verify(
+    query: Query,
+    *,
+    timeout: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    report: Callable[[Progress], None] | None = None,
+    strategy: Strategy | None = None,
+) -> Verdict:
+    """Decide a query (see ``verifier.api.verify``); ``strategy`` overrides what ``strategy.choose`` would choose."""
+    start = time.monotonic()
+    if not len(query.cases.lower):
+        return Verified(stage="property", notes=query.notes)
+    place = _device(device)
+    strategy = choose(features(query), seed) if strategy is None else strategy
+    with torch.no_grad(), _plain_products():
+        run = _Run(
+            query,
+            Problem.of(query, place),
+            prepare(query.graph, torch.float32, place),
+            prepare(query.graph, torch.float64, place, Rounding.of(torch.float64)),
+            strategy,
+            Replayer(query),
+            start,
+            math.inf if timeout is None else start + timeout,
+            report,
+        )
+        try:
+            verdict = _stages(run)
+        except _Decided as decided:
+            verdict = Violated(stage=run.stage, counterexample=decided.counterexample)
+    return replace(verdict, seconds=time.monotonic() - start, notes=query.notes)
+
+
+def _stages(run: _Run) -> Verdict:
+    run.enter("attack")
+    _attack(run)
+    if run.expired():
+        return _open(run, "")
+    if run.strategy.split_inputs:
+        return _split_inputs(run)
+    return _split_activations(run)
+
+
+def _attack(run: _Run) -> None:
+    deadline = None if math.isinf(run.deadline) else run.deadline
+    with torch.enable_grad():
+        for points in candidates(run.query, run.strategy.attack, deadline=deadline, device=run.problem.box.device):
+            with torch.no_grad():
+                run.replay(points)
+            if run.expired() or run.refused >= MOST_REFUSED:
+                return
+
+
+def _split_inputs(run: _Run) -> Verdict:
+    run.enter("input split")
+    quick = prepare(run.query.graph, torch.float32, run.problem.box.device, Rounding.of(torch.float32))
+    search = InputSplit(run.problem, (quick, run.exact), run.strategy.input_split)
+    last = run.follow(search.run(), 1.0, 0.0)
+    if last is None or last.open_subproblems == 0:
+        return _verified(run)
+    stuck = "boxes too small to be bisected stay open" if last.open_subproblems == last.stuck else ""
+    return _open(run, stuck)
+
+
+def _split_activations(run: _Run) -> Verdict:
+    """Bound all boxes at once; those that stay open one by one, with better bounds and splits."""
+    run.enter("root bounds")
+    problem, plan = run.problem, run.strategy.activation_split
+    open_tasks: list[tuple[int, Tensor]] = []
+    for done, part in screen(problem, run.exact):
+        run.refuted += part.refuted
+        run.margin = min(run.margin, part.least_margin)
+        open_tasks += part.open
+        run.open_share = (len(open_tasks) + problem.tasks - done) / problem.tasks
+        run.bound = min((p.bound for p in [part] if p.open), default=run.bound)
+        run.progress(len(open_tasks))
+        if run.expired():
+            return _open(run, "")
+    stuck = 0
+    for k, (task, alive) in enumerate(open_tasks):
+        run.enter("activation split")
+        left = math.inf if math.isinf(run.deadline) else run.deadline - time.monotonic()
+        root = refine(problem, run.rough, run.exact, task, plan, left)
+        search = ActivationSplit(problem, run.rough, run.exact, root, task, alive, plan)
+        last = run.follow(search.run(), 1 / problem.tasks, (len(open_tasks) - k - 1) / problem.tasks)
+        if run.expired() and (last is None or last.open_subproblems):
+            return _open(run, "")
+        stuck += 0 if last is None else last.stuck
+    return _open(run, f"{stuck} subproblems stay open with nothing left to split") if stuck else _verified(run)
+
+
+def _verified(run: _Run) -> Verdict:
+    return Verified(stage=run.stage, margin=run.margin, subproblems=run.refuted)
+
+
+def _open(run: _Run, reason: str) -> Verdict:
+    if reason and not run.expired():
+        return Unknown(stage=run.stage, reason=reason, best_bound=run.bound, open_share=run.open_share)
+    return TimedOut(stage=run.stage, best_bound=run.bound, open_share=run.open_share)
+
+
+def _device(name: str) -> torch.device:
+    """The torch device that a user's word means; raises ``InputError`` where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name!r} does not exist here: {torch.cuda.device_count()} CUDA devices are visible")
+    return device
+
+
+class _plain_products:  # noqa: N801 - reads like the context manager that it is
+    """Matrix products and convolutions as plain dot products (no TF32, no cuDNN algorithms) while inside."""
+
+    def __enter__(self) -> None:
+        self._precision = torch.get_float32_matmul_precision()
+        self._cudnn = torch.backends.cudnn.enabled
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.enabled = False
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_float32_matmul_precision(self._precision)
+        torch.backends.cudnn.enabled = self._cudnn
