@@ -52,7 +52,11 @@ def broadcast(*shapes: Shape) -> Shape:
 
 
 class UnsupportedOperatorError(ValueError):
-    """A valid model uses an operator, or a form of one, that is not supported."""
+    """A valid model uses an operator, or a form of one, that is not supported; ``why`` leaves out which node it is."""
+
+    def __init__(self, message: str, why: str = "") -> None:
+        super().__init__(message)
+        self.why = why or message
 
 
 class BuilderLike(Protocol):

@@ -204,6 +204,8 @@ def _crop(node: OnnxNode, spatial: Shape, full: Sequence[int], strides: Sizes) -
         if wanted or auto.startswith("SAME"):
             target = wanted[k] if wanted else spatial[k] * strides[k]
             total = max(0, full[k] + extra[k] - target)
+            # SAME never adds: strides beyond the kernel leave the result smaller than size times stride.
+            target = target if wanted else full[k] + extra[k] - total
             # The odd element is cropped at the end for SAME_UPPER, else at the begin.
             begin.append(total // 2 if auto == "SAME_UPPER" else total - total // 2)
             end.append(full[k] - target - begin[k])

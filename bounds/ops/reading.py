@@ -15,7 +15,7 @@ from bounds.ops.base import BuilderLike, OnnxNode, Shape, UnsupportedOperatorErr
 
 def unsupported(node: OnnxNode, why: str) -> UnsupportedOperatorError:
     """The error for a valid form that is not covered; ``why`` says which form."""
-    return UnsupportedOperatorError(f"{node.op_type} node {node.name!r} (opset {node.opset}): {why}")
+    return UnsupportedOperatorError(f"{node.op_type} node {node.name!r} (opset {node.opset}): {why}", why)
 
 
 def invalid(node: OnnxNode, why: str) -> ValueError:

@@ -51,10 +51,11 @@ def read_axes(node: OnnxNode, spatial: Shape, kernel: Shape) -> tuple[Axis, ...]
         begin, end = (pads[k], pads[k + rank]) if auto in ("NOTSET", "") else (0, 0)
         extent = (kernel[k] - 1) * dilations[k] + 1
         if auto in ("SAME_UPPER", "SAME_LOWER"):
-            total = max(0, (-(-size // strides[k]) - 1) * strides[k] + extent - size)
-            begin, end = total // 2, total - total // 2
-            if auto == "SAME_LOWER":
-                begin, end = end, begin
+            total = (-(-size // strides[k]) - 1) * strides[k] + extent - size
+            # Negative where strides skip the end: convolutions leave it aside, poolings skip at both ends.
+            total = max(0, total) if node.op_type == "Conv" else total
+            begin = int(total / 2) if auto == "SAME_UPPER" else int((total + 1) / 2)
+            end = total - begin
         count = _count(size + begin + end - extent, strides[k], ceil, size + begin)
         if count < 1:
             raise reading.invalid(node, f"a window of {extent} does not fit an axis of {size} with pads {begin}, {end}")
