@@ -1,3 +1,70 @@
-"""Formal verification of neural networks: a model and a property in, a verdict with evidence out."""
+"""Formal verification of neural networks: a model and a property in, a verdict with evidence out.
+
+    import verifier
+
+    verdict = verifier.verify("model.onnx", "property.vnnlib", timeout=60)
+    print(verdict.word, verdict)
+
+Names are imported on first use: ``import verifier`` itself loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from verifier.api import load, verify
+    from verifier.errors import InputError, InternalError, UnsupportedError, VerifierError
+    from verifier.query import Query, read
+    from verifier.regions import robustness
+    from verifier.verdict import Counterexample, Progress, TimedOut, Unknown, Verdict, Verified, Violated
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Counterexample",
+    "InputError",
+    "InternalError",
+    "Progress",
+    "Query",
+    "TimedOut",
+    "Unknown",
+    "UnsupportedError",
+    "Verdict",
+    "VerifierError",
+    "Verified",
+    "Violated",
+    "load",
+    "read",
+    "robustness",
+    "verify",
+]
+
+_HOMES = (
+    ("verifier.api", ("load", "verify")),
+    ("verifier.errors", ("InputError", "InternalError", "UnsupportedError", "VerifierError")),
+    ("verifier.query", ("Query", "read")),
+    ("verifier.regions", ("robustness",)),
+    (
+        "verifier.verdict",
+        ("Counterexample", "Progress", "TimedOut", "Unknown", "Verdict", "Verified", "Violated"),
+    ),
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    for home, names in _HOMES:
+        if name in names:
+            from importlib import import_module
+
+            from verifier import installation
+
+            installation.check()
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return [*__all__, "__version__"]

@@ -35,7 +35,7 @@ class Plan:
     cold: bool = False
     seed: int = 0
     device: str = "auto"
-    max_bytes: int = 2**30
+    max_bytes: int | None = None
     memory: float | None = None
     restart_above: float = 4.0
     verbose: bool = False
@@ -163,7 +163,7 @@ class Pool:
         self._lanes.remove(lane)
 
 
-def task(instance: Instance, max_bytes: int) -> Message:
+def task(instance: Instance, max_bytes: int | None) -> Message:
     """What a worker is told about an instance: files and limits, not the expected result."""
     return {
         "kind": "property",

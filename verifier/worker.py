@@ -24,8 +24,7 @@ from verifier import limits, protocol
 from verifier.errors import VerifierError
 
 if TYPE_CHECKING:
-    from verifier.query import Query
-    from verifier.verdict import Progress, Verdict
+    from verifier.verdict import Progress
 
 Send = Callable[[protocol.Message], None]
 Respond = Callable[[protocol.Message, Send], protocol.Message]
@@ -66,6 +65,7 @@ def answer(request: protocol.Message, send: Send) -> protocol.Message:
 def _verify(request: protocol.Message, send: Send) -> protocol.Message:
     from verifier.pipeline import verify
     from verifier.report.result import verdict_record
+    from verifier.tasks import read_task, write_witness
     from verifier.verdict import Violated
 
     start, deadline = limits.now(), request["deadline"]
@@ -76,18 +76,9 @@ def _verify(request: protocol.Message, send: Send) -> protocol.Message:
     verdict = verify(query, timeout=timeout, seed=request["seed"], device=request["device"], report=report)
     witness = ""
     if isinstance(verdict, Violated):
-        witness = _witness(verdict, query, request["task"].get("assignments"))
+        witness = write_witness(verdict.counterexample, query, request["task"].get("assignments"))
     record = verdict_record(verdict, query if request["evidence"] else None)
     return _verdict(record | {"seconds": round(limits.now() - start, 3)}, witness)
-
-
-def read_task(task: dict[str, Any]) -> Query:
-    """The query that a request's ``task`` describes: ``kind`` is "property", "robustness" or "box"."""
-    raise NotImplementedError
-
-
-def _witness(verdict: Verdict, query: Query, folder: str | None) -> str:
-    raise NotImplementedError
 
 
 def _throttled(send: Send, start: float) -> Callable[[Progress], None]:

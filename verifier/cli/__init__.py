@@ -42,8 +42,21 @@ def _dispatch(arguments: list[str]) -> int:
     try:
         return _command(arguments)
     except VerifierError as error:
-        print(f"verifier: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
+        return _complain("error", error, error.exit_code)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return _complain("error", error, 2)
+    except Exception as error:  # noqa: BLE001 - one line instead of a traceback, unless asked
+        if {"-v", "--verbose"} & set(arguments):
+            raise
+        return _complain(f"internal error: {type(error).__name__}", error, 4)
+
+
+def _complain(label: str, error: Exception, exit_code: int) -> int:
+    """One line on stderr; the exit code."""
+    print(f"verifier: {label}: {' '.join(str(error).split())}", file=sys.stderr)
+    return exit_code
 
 
 def _command(arguments: list[str]) -> int:

@@ -89,9 +89,9 @@ def _first_choices(parser: argparse.ArgumentParser) -> tuple[str, ...]:
 def _bash(commands: list[Command]) -> str:
     cases = []
     for command in commands:
-        words = [flag for option in command.options for flag in option.flags] + list(command.choices)
+        words = [flag for option in command.options for flag in option.flags]
         cases.append(f"    {command.name}) words={_quoted(' '.join(words))} ;;")
-    chosen = {
+    chosen = {command.name: command.choices for command in commands if command.choices} | {
         flag: option.choices for command in commands for option in command.options if option.choices
         for flag in option.flags
     }
@@ -111,7 +111,7 @@ def _bash(commands: list[Command]) -> str:
         *cases,
         "  esac",
         '  if [[ "$current" == -* ]]; then COMPREPLY=($(compgen -W "$words" -- "$current"))',
-        '  else COMPREPLY=($(compgen -W "${words//-*/}" -- "$current") $(compgen -f -- "$current")); fi',
+        """  else local IFS=$'\\n'; COMPREPLY=($(compgen -f -- "$current")); fi""",
         "}",
         "complete -o filenames -F _verifier verifier",
     ])

@@ -20,15 +20,15 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--max-bytes", type=options.byte_count, default=options.DEFAULT_MAX_BYTES, metavar="N",
-                        help="limit of the file's size after decompression (default: 1 GiB); K, M, G may follow")
+    options.add_size_limit(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the summary of the model; the exit code."""
     from verifier.network import summarise
 
-    summary = summarise(arguments.model, max_bytes=arguments.max_bytes)
+    limit = {} if arguments.max_bytes is None else {"max_bytes": arguments.max_bytes}
+    summary = summarise(arguments.model, **limit)
     print(json.dumps(summary, indent=1) if arguments.json else "\n".join(lines(summary)))
     return 0
 

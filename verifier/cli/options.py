@@ -10,7 +10,6 @@ from pathlib import Path
 
 from verifier.errors import InputError
 
-DEFAULT_MAX_BYTES = 2**30
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 
 
@@ -18,13 +17,19 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Limits, seed, device, and how much is said."""
     limits = parser.add_argument_group("limits and devices")
     limits.add_argument("--memory", type=positive, metavar="GB", help="memory limit of a worker (default: none)")
-    limits.add_argument("--max-bytes", type=byte_count, default=DEFAULT_MAX_BYTES, metavar="N",
-                        help="limit of a file's size after decompression (default: 1 GiB); K, M, G may follow")
+    add_size_limit(limits)
     limits.add_argument("--device", type=device, default="auto", help="auto (default), cpu, cuda or cuda:N")
     limits.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("-v", "--verbose", action="store_true", help="log more on stderr; tracebacks of errors")
     amount.add_argument("-q", "--quiet", action="store_true", help="only errors on stderr")
+
+
+def add_size_limit(parser: argparse._ActionsContainer) -> None:
+    """How big a decompressed file may be."""
+    parser.add_argument("--max-bytes", type=byte_count, metavar="N",
+                        help="limit of a file's size after decompression (default: 1G for models, 2G for properties); "
+                        "K, M, G may follow")
 
 
 def add_region_options(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,8 @@
 """``verifier supports`` (also ``capabilities``): what the VNN-LIB 2.0 standard lets other programs ask.
 
 One answer a line; a note follows after `` * ``. Abbreviations are the standard's: NH no hidden nodes; SIO, MIO single,
-multiple inputs and outputs; SNET a single network; SNC, MNC single, multiple node comparisons; BND bounds on inputs,
-OUTC output constraints, LIN linear arithmetic, POLY polynomials.
+multiple inputs and outputs; SNET, MNET, MENET, MINET one network, several, several equal, several isomorphic ones; SNC,
+MNC single, multiple node comparisons; BND bounds on inputs, OUTC output constraints, LIN linear arithmetic.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ ELEMENT_TYPE = "real"
 _FIXED = MappingProxyType({
     # No claim for floating-point types: unsat speaks of the stored weights in exact arithmetic.
     "onnx_element_types": (ELEMENT_TYPE,),
-    "vnnlib_versions": ("1.0", "1.0"),
+    "vnnlib_versions": ("1.0", "2.0"),
     "hidden_node_theories": ("NH",),
-    "multiple_input_output_theories": ("SIO",),
-    "multiple_network_theories": ("SNET",),
+    "multiple_input_output_theories": ("SIO", "MIO"),
+    "multiple_network_theories": ("SNET", "MNET", "MENET", "MINET * the models are not compared with each other"),
     "multiple_node_comparison_theories": ("SNC", "MNC"),
     "arithmetic_complexity_theories": ("BND", "OUTC", "LIN"),
     "optimised_disjunctive_reasoning": ("true",),

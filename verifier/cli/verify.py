@@ -16,6 +16,7 @@ from verifier.cli import INTERRUPTED, options
 from verifier.cli.display import Display, choose_mode, describe
 from verifier.cli.session import Session
 from verifier.errors import InputError
+from verifier.instances import declares_version_two, parse_networks
 from verifier.protocol import Message
 from verifier.supervise import Answer, Failure, Job
 
@@ -86,7 +87,11 @@ def build_task(arguments: argparse.Namespace) -> Message:
     if len(files) != 2:
         raise InputError("expected MODEL.onnx PROPERTY.vnnlib (or QUERY.vnnlib --network NAME=FILE, or MODEL.onnx and "
                          f"--input or --box), got {len(files)} file(s)")
-    return common | {"kind": "property", "property": files[1], "networks": {"": files[0]}}
+    try:
+        networks = dict(parse_networks(files[0]))
+    except ValueError as error:
+        raise InputError(f"model: {error}") from error
+    return common | {"kind": "property", "property": files[1], "networks": networks}
 
 
 def _region_task(arguments: argparse.Namespace) -> Message:
@@ -99,8 +104,8 @@ def _region_task(arguments: argparse.Namespace) -> Message:
     task = {"networks": {"": arguments.files[0]}, "label": arguments.label, "mean": arguments.mean,
             "std": arguments.std, "data_range": arguments.data_range}
     if arguments.box is not None:
-        if arguments.epsilon is not None:
-            raise InputError("--epsilon goes with --input; a box has its size already")
+        if arguments.epsilon is not None or arguments.data_range is not None:
+            raise InputError("--epsilon and --data-range go with --input; a box has its bounds already")
         return task | {"kind": "box", "box": str(arguments.box)}
     if arguments.epsilon is None:
         raise InputError("--input needs --epsilon, the radius of the ball around the point")
@@ -179,7 +184,5 @@ def _answer(answer: Answer, task: Message, arguments: argparse.Namespace, second
 def spell(word: str, task: Message) -> str:
     """The word as the property's version of VNN-LIB spells it: 2.0 says ``timed-out``."""
     if word == "timeout" and task["kind"] == "property":
-        from verifier.instances import declares_version_two
-
         return "timed-out" if declares_version_two(Path(task["property"])) else word
     return word

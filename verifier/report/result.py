@@ -90,7 +90,7 @@ def _variables(declared: tuple[Variable, ...], values: tuple[np.ndarray, ...]) -
     return [
         {
             "name": variable.name,
-            "dtype": variable.dtype,
+            "dtype": array.dtype.name,
             "shape": list(variable.shape),
             "values": [_exact(value) for value in array.reshape(-1)],
         }

@@ -1,0 +1,54 @@
+"""The functions of ``import verifier`` that put several parts together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from verifier.errors import InputError
+
+if TYPE_CHECKING:
+    from bounds.graph import Graph
+    from verifier.query import Query
+    from verifier.verdict import Progress, Verdict
+
+
+def verify(
+    query: Query | str | Path | Mapping[str, str | Path],
+    property: str | Path | None = None,
+    *,
+    timeout: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    report: Callable[[Progress], None] | None = None,
+) -> Verdict:
+    """Decide a query, or a model and a VNN-LIB property given by their paths.
+
+    ``timeout`` in seconds counts from the call, reading included, and is looked at between steps of the computation;
+    the command line, which can kill its worker, keeps it to within a second. ``device`` is "auto", "cpu", "cuda" or
+    "cuda:N"; ``report`` is called with a ``Progress`` now and then.
+
+    The verdict is ``Violated`` (sat: a counterexample that onnxruntime has replayed), ``Verified`` (unsat: none exists,
+    for the stored weights in exact arithmetic), ``TimedOut`` or ``Unknown``. Raises ``InputError``, ``UnsupportedError``.
+    """
+    from verifier import limits, pipeline
+    from verifier.query import Query, read
+
+    start = limits.now()
+    if not isinstance(query, Query):
+        if property is None:
+            raise InputError("verify takes a query, or the paths of a model and a property")
+        query = read(query, property)
+    elif property is not None:
+        raise InputError("a query has its property already")
+    left = None if timeout is None else max(timeout - (limits.now() - start), 0.0)
+    return pipeline.verify(query, timeout=left, seed=seed, device=device, report=report)
+
+
+def load(path: str | Path) -> Graph:
+    """The computation graph of an ONNX model (plain or gzip), for ``bounds``. Raises ``InputError``,
+    ``UnsupportedError``."""
+    from verifier.network import read_network
+
+    return read_network(path).graph
