@@ -92,7 +92,8 @@ def run(case: Any) -> Outcome:
             continue
         fault = _compare(case, network, variable) or _load_check(network)
         return Outcome(case.name, operator(case), "failed" if fault else "passed", fault)
-    return Outcome(case.name, operator(case), "skipped", reasons[0] if reasons else "inputs that are not tensors")
+    reason = "; otherwise: ".join(dict.fromkeys(reasons)) or "inputs or outputs that are not tensors"
+    return Outcome(case.name, operator(case), "skipped", reason)
 
 
 def _choices(case: Any) -> Iterator[tuple[str, ...]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bounds.ops.base import Affine, Interval, Op, Shape
+from bounds.ops.base import Affine, Interval, Op, Shape, UnsupportedOperatorError
 from bounds.rounding import Rounding
 
 
@@ -226,8 +226,11 @@ class Builder:
         if not value.is_floating_point() or (exact and moved):
             return value, None
         rounding = Rounding.of(torch.float64)
-        low, high = op.interval([(v, v) for v in values], rounding)
-        if not exact:
+        if isinstance(op, Affine):
+            low, high = op.interval([(v, v) for v in values], rounding)
+        else:
+            low, high = op.interval(_widened(op, values, constants, rounding), rounding)
+        if isinstance(op, Affine) and not exact:
             slack = _inherited_error(op, values, constants, rounding)
             low, high = low - slack, high + slack
         if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
@@ -236,10 +239,22 @@ class Builder:
         return value, error if bool((error > 0).any()) else None
 
 
-def _inherited_error(op: Op, values: list[Tensor], constants: list[Constant], rounding: Rounding) -> Tensor:
+def _widened(op: Op, values: list[Tensor], constants: list[Constant], rounding: Rounding) -> list[Interval]:
+    """Where the operands of a nonlinear operator truly lie. An inexact parameter is more than ``interval`` takes."""
+    result: list[Interval] = []
+    for position, (value, constant) in enumerate(zip(values, constants, strict=True)):
+        if constant.error is None:
+            result.append((value, value))
+            continue
+        if position in op.parameters:
+            raise UnsupportedOperatorError(f"{type(op).__name__} with a parameter that is an inexact computed constant")
+        error = constant.error.reshape(value.shape)
+        result.append((rounding.down(value - error), rounding.up(value + error)))
+    return result
+
+
+def _inherited_error(op: Affine, values: list[Tensor], constants: list[Constant], rounding: Rounding) -> Tensor:
     """How far inexact operands can move a folded result: ``|f|(|v| + e) - |f|(|v|)`` for a multilinear f."""
-    if not isinstance(op, Affine):
-        raise ValueError(f"cannot fold {type(op).__name__} on constants that carry an error")
     count = op.accumulation(*(tuple(c.value.shape) for c in constants)) + 1
     sizes = [v.abs() for v in values]
     moved = [s if c.error is None else s + c.error.reshape(s.shape) for s, c in zip(sizes, constants, strict=True)]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from verifier.network.reader import Network
 
 _SHARE = {"float32": 1e-4, "float64": 1e-10}
+_COMPUTED = 2**29 / _SHARE["float32"]
+"""A float64 error bound as a share of a size: 2^29 times larger in float32."""
 OUTPUTS_ONLY_FROM = 2**29
 """Models of at least this many bytes are compared at their outputs only: keeping every value would cost too much."""
 
@@ -50,7 +52,7 @@ def check_network(network: Network) -> None:
             found = session.run(names, feed)
         except Exception as error:  # onnxruntime raises classes of its own without a public base
             raise UnsupportedError(f"{network.path}: onnxruntime cannot run the model: {_line(error)}") from error
-        theirs = {n: torch.from_numpy(np.array(a)) for n, a in zip(names, found, strict=True)}
+        theirs = {n: _tensor(a) for n, a in zip(names, found, strict=True)}
         _compare(network, theirs, point)
 
 
@@ -80,6 +82,11 @@ def _session(network: Network, names: list[str]) -> Any:
         raise UnsupportedError(f"{network.path}: onnxruntime cannot load the model: {_line(error)}") from error
 
 
+def _tensor(array: np.ndarray) -> Tensor:
+    """A tensor of it; torch knows little of unsigned types, so that those become int64."""
+    return torch.from_numpy(np.array(array, dtype=np.int64 if array.dtype.kind == "u" else array.dtype))
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
@@ -104,7 +111,7 @@ def _compare(network: Network, theirs: dict[str, Tensor], point: list[np.ndarray
             continue
         operands = [] if node.id in graph.constants else graph.operands(node, values)
         ours = node.op.forward(*operands) if operands else graph.constants[node.id].value
-        scale = _scale(node, operands, ours, sizes)
+        scale = _scale(graph, node, operands, ours, sizes)
         values[node.id] = ours
         reference = theirs.get(node.name) if node.name else None
         reference = aliases.get(node.id) if reference is None else reference
@@ -137,17 +144,22 @@ def _compare_node(node: Node, ours: Tensor, theirs: Tensor, scale: Tensor, where
         )
 
 
-def _scale(node: Node, operands: list[Tensor], ours: Tensor, sizes: Mapping[int, Tensor]) -> Tensor:
+def _scale(graph: Graph, node: Node, operands: list[Tensor], ours: Tensor, sizes: Mapping[int, Tensor]) -> Tensor:
     """What rounding errors of this step are proportional to.
 
-    ``sizes`` holds it for the nodes without a counterpart in the model, whose errors this step inherits.
+    ``sizes`` holds it for the nodes without a counterpart in the model, whose errors this step inherits. A constant
+    that was computed here (a folded normalisation, say) is computed in float32 there: its recorded float64 error says
+    how much that may differ, in spite of any cancellation.
     """
-    if isinstance(node.op, Affine) and operands:
-        return node.op.absolute(
-            *[sizes.get(i, o.abs() if o.is_floating_point() else o) for i, o in zip(node.inputs, operands, strict=True)]
-        )
-    inherited = [sizes[i].max() for i in node.inputs if i in sizes]
-    return torch.stack([_magnitude(ours), *inherited]).max().expand(ours.shape)
+    if not isinstance(node.op, Affine) or not operands:
+        inherited = [sizes[i].max() for i in node.inputs if i in sizes]
+        return torch.stack([_magnitude(ours), *inherited]).max().expand(ours.shape)
+    absolute = []
+    for i, operand in zip(node.inputs, operands, strict=True):
+        size = sizes.get(i, operand.abs() if operand.is_floating_point() else operand)
+        error = graph.constants[i].error if i in graph.constants else None
+        absolute.append(size if error is None else size + error.reshape(size.shape) * _COMPUTED)
+    return node.op.absolute(*absolute)
 
 
 def _magnitude(values: Tensor) -> Tensor:

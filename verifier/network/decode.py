@@ -24,6 +24,7 @@ _INTEGERS = {
     # torch does little arithmetic on wider unsigned types: their values are kept, in int64.
     TensorProto.UINT16: np.int64,
     TensorProto.UINT32: np.int64,
+    TensorProto.UINT64: np.int64,
 }
 
 
@@ -40,6 +41,8 @@ def tensor(proto: TensorProto, where: str) -> Tensor:
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{where}: its data does not fit its shape {list(proto.dims)}: {error}") from error
     if proto.data_type in _INTEGERS:
+        if proto.data_type == TensorProto.UINT64 and bool((array > np.iinfo(np.int64).max).any()):
+            raise UnsupportedError(f"{where}: contains integers beyond 2^63 - 1")
         return torch.from_numpy(np.array(array, dtype=_INTEGERS[proto.data_type]))
     _refuse_infinite(array, where)
     return torch.from_numpy(np.array(array, dtype=np.float64))

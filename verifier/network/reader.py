@@ -156,7 +156,10 @@ class _Translation:
                 node.op_type, _title(node), decode.attributes(node), operands, len(node.output), self.opset
             )
             results = known.from_onnx(plain, _Unnamed(self._build))
-        except (UnsupportedOperatorError, UnsupportedError) as error:
+        except UnsupportedOperatorError as error:
+            self._refuse(node, error.why)
+            return
+        except UnsupportedError as error:
             self._refuse(node, str(error))
             return
         except (ValueError, RuntimeError, IndexError) as error:
