@@ -142,9 +142,6 @@ class Gather(Affine):
         axis = self.axis + 1
         return x.index_select(axis, index.flatten()).reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
-    def shape(self, *shapes: Shape) -> Shape:
-        return shapes[0][: self.axis] + shapes[1] + shapes[0][self.axis + 1 :]
-
     def accumulation(self, *shapes: Shape) -> int:
         return max(1, reading.product(shapes[1]))
 

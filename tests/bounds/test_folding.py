@@ -34,7 +34,7 @@ def test_a_nonlinear_operator_on_inexact_constants_keeps_an_error_that_holds() -
     assert any(truth[k] > 0 and value[k] == 0 for k in range(20))
     for t, v, e in zip(truth, exact(value), exact(error), strict=True):
         assert abs(t - v) <= e
-        assert e < Fraction(1, 10**14)
+        assert e < Fraction(1, 10**13)
 
 
 def test_an_inexact_parameter_of_a_nonlinear_operator_is_refused() -> None:

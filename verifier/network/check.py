@@ -131,7 +131,8 @@ def _compare_node(node: Node, ours: Tensor, theirs: Tensor, scale: Tensor, where
     what = f"{where}: node {node.name!r} ({type(node.op).__name__})"
     if ours.shape != theirs.shape:
         raise InternalError(
-            f"{what} was read with shape {list(ours.shape)}, onnxruntime computes {list(theirs.shape)}; please report it"
+            f"{what} was read with shape {list(ours.shape)}, onnxruntime computes {list(theirs.shape)}; "
+            "please report it (no verdict is given)"
         )
     if ours.numel() == 0:
         return

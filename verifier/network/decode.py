@@ -14,7 +14,7 @@ from torch import Tensor
 from verifier.errors import InputError, UnsupportedError
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
-_INTEGERS = {
+_INTEGERS: dict[int, type[np.generic]] = {
     TensorProto.INT64: np.int64,
     TensorProto.INT32: np.int32,
     TensorProto.INT16: np.int16,

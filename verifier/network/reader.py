@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bounds.graph import Builder, Graph
 from bounds.ops import readers
-from bounds.ops.base import Op, OnnxNode, Shape, UnsupportedOperatorError
+from bounds.ops.base import OnnxNode, Op, Shape, UnsupportedOperatorError
 from verifier.errors import InputError, UnsupportedError, UnsupportedModelError
 from verifier.network import decode, files
 from verifier.network.check import check_network
@@ -34,7 +34,8 @@ class Network:
 
     ``graph`` has one input and one output node for each declared one, with their full ONNX shapes. ``model`` is the
     serialised model for onnxruntime: the same function with the input shapes fixed as read and external data inside.
-    ``opset`` is the version of the default operator set, ``tensors`` the names that its nodes compute. ``path`` is None for a model given as bytes.
+    ``opset`` is the version of the default operator set, ``tensors`` the names that the model's nodes compute. ``path``
+    is None for a model given as bytes.
     """
 
     graph: Graph
@@ -87,9 +88,6 @@ class _Unnamed:
 
     def value(self, index: int) -> Tensor | None:
         return self._build.value(index)
-
-    def error(self, index: int) -> Tensor | None:
-        return self._build.error(index)
 
     def error(self, index: int) -> Tensor | None:
         return self._build.error(index)

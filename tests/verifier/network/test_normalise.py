@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from bounds.graph import Builder, Graph
-from bounds.ops.arithmetic import Add, Mul, Sub
+from bounds.ops.arithmetic import Add, Div, Mul, Sub
 from bounds.ops.base import Affine, Op
 from bounds.ops.conv import Conv, ConvTranspose
 from bounds.ops.gemm import Gemm
 from bounds.ops.relu import Relu
 from bounds.ops.shaping import Reshape
-from verifier.network.normalise import merge_bias, merge_reshapes, merge_scale, normalise, rewrite
+from verifier.network.normalise import drop_neutral, merge_bias, merge_reshapes, merge_scale, normalise, rewrite
 
 
 def tensor(*shape: int, seed: int = 0) -> Tensor:
@@ -206,3 +206,30 @@ def test_every_remaining_node_is_affine_or_was_there_before() -> None:
     merged = normalise(build.finish([build.add(Mul(), y, build.constant(tensor(1, 3)))]))
     assert kinds(merged) == ["Gemm", "Relu", "Mul"]
     assert isinstance(merged.nodes[-1].op, Affine)
+
+
+@pytest.mark.parametrize(("op", "neutral"), [(Add(), 0.0), (Sub(), 0.0), (Mul(), 1.0), (Div(), 1.0)])
+@pytest.mark.parametrize("shape", [(2, 3), (1, 1)])
+def test_neutral_constants_are_dropped(op: Op, neutral: float, shape: tuple[int, ...]) -> None:
+    build = Builder()
+    y = build.add(Relu(), build.add(op, build.input((2, 3)), build.constant(torch.full(shape, neutral))))
+    graph = build.finish([y])
+    assert kinds(rewrite(graph, [drop_neutral])) == ["Relu"]
+    assert_same(graph, rewrite(graph, [drop_neutral]))
+
+
+def test_constants_that_only_look_neutral_stay() -> None:
+    cases = [
+        (Sub(), True, torch.zeros(2, 3), None),
+        (Add(), False, torch.zeros(4, 2, 3)[:, :1], None),
+        (Add(), False, torch.tensor([[[0.0, 0.0, 1e-30]]]), None),
+        (Mul(), False, torch.ones(1, 1, 1), torch.full((1, 1, 1), 1e-9, dtype=torch.float64)),
+        (Mul(), False, torch.zeros(1, 1, 1), None),
+    ]
+    for op, first, value, error in cases:
+        build = Builder()
+        x = build.input((1, 2, 3))
+        constant = build.constant(value.reshape((1,) * (3 - value.dim()) + tuple(value.shape)), error)
+        graph = build.finish([build.add(op, *((constant, x) if first else (x, constant)))])
+        assert kinds(rewrite(graph, [drop_neutral])) == [type(op).__name__]
+        assert_same(graph, rewrite(graph, [drop_neutral]))

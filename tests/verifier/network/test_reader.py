@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -183,9 +185,8 @@ def test_all_unsupported_operators_are_reported_at_once() -> None:
 
 
 def test_subgraphs_are_unsupported() -> None:
-    branch = helper.make_graph(
-        [helper.make_node("Identity", ["x"], ["z"])], "b", [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)]
-    )
+    result = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    branch = helper.make_graph([helper.make_node("Identity", ["x"], ["z"])], "b", [], [result])
     nodes = [helper.make_node("If", ["flag"], ["y"], then_branch=branch, else_branch=branch, name="choice")]
     model = make(nodes, {"x": [1]}, ["y"], {"flag": np.array(True)})
     with pytest.raises(UnsupportedModelError, match=r"If \(1 node, first 'choice'\)"):
@@ -249,3 +250,15 @@ def test_summary_needs_no_reading(tmp_path: Path) -> None:
     assert summary["parameters"] == 12 + 4 + 8 + 2
     assert summary["opset"] == 13
     assert summary["unsupported"] == []
+
+
+def test_reading_does_not_import_the_compiler(tmp_path: Path) -> None:
+    """torch's compiler and sympy cost more than a second; shapes and the load check must do without them."""
+    path = tmp_path / "net.onnx"
+    path.write_bytes(two_layers().SerializeToString())
+    code = (
+        "import sys; from verifier.network import read_network; read_network(sys.argv[1]); "
+        "print(*[m for m in ('torch._dynamo', 'sympy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == ""

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from bounds.graph import Graph
 from verifier.network.normalise.bias import merge_bias
+from verifier.network.normalise.neutral import drop_neutral
 from verifier.network.normalise.reshapes import merge_reshapes
 from verifier.network.normalise.rewrite import Rule, rewrite
 from verifier.network.normalise.scale import merge_scale
 
-__all__ = ["Rule", "merge_bias", "merge_reshapes", "merge_scale", "normalise", "rewrite"]
+__all__ = ["Rule", "drop_neutral", "merge_bias", "merge_reshapes", "merge_scale", "normalise", "rewrite"]
 
 
 def normalise(graph: Graph) -> Graph:
-    """The graph with constant additions and scalings merged into the layer before, and chained reshapes merged.
+    """The graph with constant additions and scalings merged into the layer before, chained reshapes merged, and
+    operations that change nothing dropped.
 
     Nodes that no output needs are dropped. The values of the remaining named nodes are the same real numbers, up to
     the error bounds that computed constants carry.
     """
-    return rewrite(graph, (merge_bias, merge_scale, merge_reshapes))
+    return rewrite(graph, (drop_neutral, merge_bias, merge_scale, merge_reshapes))
