@@ -1,9 +1,10 @@
 """Projected gradient descent on the margins of clauses, for many points in one batch.
 
 Coordinates are measured in widths of the box, so a step means the same in each of them and a fixed coordinate never
-moves. Half the points step along the sign of the averaged gradient (good in many dimensions: it reaches corners),
-half along Adam's direction (good in few: it can turn); half follow the largest literal, half the sum of the literals
-that are not yet true. A point is always clamped in the dtype in which it will be replayed.
+moves. A point steps along the sign of its averaged gradient (good in many dimensions: it reaches corners) or along
+Adam's direction (good in few: it can turn); it follows the largest literal, or the sum of the literals that are not
+yet true. Where it gets no further it returns to its best place and halves its step (in the manner of Auto-PGD, Croce
+and Hein, 2020). It is always clamped in the dtype in which it will be replayed.
 
 A descent is ``start``, any number of ``step``, and ``finish``, which evaluates the last points.
 """
@@ -48,47 +49,54 @@ class Places:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Style:
-    """How each of P points descends: ``signed`` ``[P]`` bool (sign steps, or Adam's), ``summed`` ``[P]`` bool (sum of
-    literals, or the largest), ``momentum`` of the averaged gradient."""
+    """How each of P points descends.
+
+    ``signed`` ``[P]`` bool: steps along the sign of the averaged gradient, or Adam's; ``summed`` ``[P]`` bool: the sum
+    of the literals, or the largest; ``rate`` ``[P]``: length of the first step, in widths of the box, and ``decay``
+    its factor per step; ``patience``: steps without a better margin after which a point goes back to its best place
+    and halves its rate; ``momentum`` of the averaged gradient.
+    """
 
     signed: Tensor
     summed: Tensor
-    momentum: float = 0.9
+    rate: Tensor
+    decay: float
+    patience: int
+    momentum: float
 
     @staticmethod
-    def mixed(turn: Tensor) -> Style:
-        """All four combinations, by the number of the restart ``turn`` ``[P]``."""
-        return Style(turn % 2 == 0, turn % 4 >= 2)
-
-    @staticmethod
-    def corners(count: int, device: torch.device | str) -> Style:
-        """Plain sign steps on the largest literal; with rate 1 they lead into a corner."""
-        turn = torch.arange(count, device=device)
-        return Style(turn >= 0, turn < 0, momentum=0.0)
+    def corners(places: Places) -> Style:
+        """Plain sign steps on the largest literal through the whole box: they lead into a corner."""
+        rate = places.x.new_ones(len(places.x))
+        yes = rate > 0
+        return Style(yes, ~yes, rate, decay=1.0, patience=2, momentum=0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Descent:
-    """A descent under way: points, averaged gradients (first and second moment), the best margin ``[P]`` so far and
-    where it was."""
+    """A descent under way: points, averaged gradients (first and second moment), the rate ``[P]`` of each point, the
+    best margin ``[P]`` so far, where it was, and for how many steps it has stood (``stale`` ``[P]``)."""
 
     places: Places
     first: Tensor
     second: Tensor
+    rate: Tensor
     best: Tensor
     best_x: Tensor
+    stale: Tensor
     steps: int = 0
 
 
-def start(places: Places) -> Descent:
+def start(places: Places, style: Style) -> Descent:
     """A descent that has not looked at its points yet."""
     zero = torch.zeros_like(places.x)
     best = torch.full((len(places.x),), math.inf, dtype=torch.float64, device=places.x.device)
-    return Descent(places, zero, zero, best, places.x)
+    stale = torch.zeros(len(places.x), dtype=torch.int32, device=places.x.device)
+    return Descent(places, zero, zero, style.rate, best, places.x, stale)
 
 
-def step(graph: Graph, targets: Targets, style: Style, state: Descent, rate: float, demand: float = 0.0) -> Descent:
-    """Evaluate the points and move each by ``rate`` widths of its box at most."""
+def step(graph: Graph, targets: Targets, style: Style, state: Descent, demand: float = 0.0) -> Descent:
+    """Evaluate the points and move each by its rate."""
     x = state.places.x.detach().requires_grad_()
     with torch.enable_grad():
         (forms,) = graph.evaluate(x)
@@ -100,14 +108,20 @@ def step(graph: Graph, targets: Targets, style: Style, state: Descent, rate: flo
     (gradient,) = torch.autograd.grad(forms, x, slope.to(forms.dtype))
     width = state.places.width
     gradient = (gradient * width).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    state = _noted(state, margin)
+    stuck = state.stale >= style.patience
+    rate = torch.where(stuck, state.rate * 0.5, state.rate * style.decay)
     first = torch.lerp(gradient, state.first, style.momentum)
     second = torch.lerp(gradient * gradient, state.second, 0.99)
     count = state.steps + 1
     scale = (1 - style.momentum**count) / math.sqrt(1 - 0.99**count)
     adam = first / (second.sqrt() * scale).clamp_(min=torch.finfo(x.dtype).tiny)
     direction = torch.where(style.signed.unsqueeze(1), first.sign(), adam.clamp_(-1, 1))
-    moved = state.places.at(x.detach() - rate * width * direction)
-    return replace(_noted(state, margin), places=moved, first=first, second=second, steps=count)
+    moved = x.detach() - state.rate.unsqueeze(1) * width * direction
+    moved = torch.where(stuck.unsqueeze(1), state.best_x, moved)
+    stale = torch.where(stuck, 0, state.stale)
+    places = state.places.at(moved)
+    return replace(state, places=places, first=first, second=second, rate=rate, stale=stale, steps=count)
 
 
 def finish(graph: Graph, targets: Targets, state: Descent) -> Descent:
@@ -125,6 +139,7 @@ def _noted(state: Descent, margin: Tensor) -> Descent:
         state,
         best=torch.where(better, margin, state.best),
         best_x=torch.where(better.unsqueeze(1), x, state.best_x),
+        stale=torch.where(better, 0, state.stale + 1),
     )
 
 

@@ -10,23 +10,28 @@ class AttackPlan:
     """Effort of ``search.candidates``. Work is counted in multiply-adds of the network, so it does not depend on
     the machine; one round is a probe of every clause, then stages of projected gradient descent.
 
-    ``rounds``: how often the whole search runs, each time with other random points and twice the batch, until it is
-    stopped. ``steps``: gradient steps of a stage. ``stages``: after each, the clauses that are further from being
-    fulfilled are dropped, and the others get their restarts. ``batch``: most points that move at once;
+    ``rounds``: how often the whole search runs, each time with other random points and twice the batch (up to 8
+    times), until it is stopped. ``stages``: after each, the clauses that are further from being fulfilled are dropped
+    and the others get their restarts. ``steps``: gradient steps of a stage. ``batch``: most points that move at once;
     ``step_work``: multiply-adds of a forward pass over them, which makes the batch smaller for large networks.
-    ``probe_work``, ``probes``: multiply-adds for, and most, random points per box of the probe. ``rate_first``,
-    ``rate_last``: step length at the first and the last step of a stage, in widths of the box.
+    ``probes``, ``probe_work``: most points per box of the probe, and multiply-adds for all of them. ``longest``,
+    ``shortest``: first steps of the restarts, in widths of the box, are spread between them (no single length suits all
+    networks); ``decay``: their factor per step; ``patience``: steps without success after which a point returns to its
+    best place and halves its step; ``momentum`` of the averaged gradient.
     """
 
     rounds: int = 1
-    steps: int = 25
     stages: int = 3
-    batch: int = 256
-    step_work: float = 1e8
-    probe_work: float = 5e7
+    steps: int = 30
+    batch: int = 192
+    step_work: float = 4e7
     probes: int = 2048
-    rate_first: float = 0.25
-    rate_last: float = 0.005
+    probe_work: float = 5e7
+    longest: float = 0.5
+    shortest: float = 0.03
+    decay: float = 0.96
+    patience: int = 5
+    momentum: float = 0.75
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -36,7 +41,8 @@ class AttackPlan:
                 raise ValueError(f"AttackPlan.{name} is {value}: at least 1 is needed")
         if self.stages < 0:
             raise ValueError(f"AttackPlan.stages is {self.stages}: at least 0 is needed")
-        if not 0 < self.rate_last <= self.rate_first:
-            raise ValueError(
-                f"AttackPlan needs 0 < rate_last <= rate_first, and has {self.rate_last} and {self.rate_first}"
-            )
+        if not 0 < self.shortest <= self.longest:
+            raise ValueError(f"AttackPlan needs 0 < shortest <= longest, and has {self.shortest} and {self.longest}")
+        for name, share in {"decay": self.decay, "momentum": self.momentum}.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"AttackPlan.{name} is {share}: it must lie in [0, 1]")

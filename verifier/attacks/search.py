@@ -274,8 +274,8 @@ def _corners(setting: Setting, pool: Pool, demand: float) -> Steps[Pool]:
     keep = pool.size
     for index in torch.split(pool.index, setting.batch):
         places = setting.places(setting.clauses.box[index])
-        style = Style.corners(len(index), setting.device)
-        state, demand = yield from _descend(setting, index, places, (style, [1.0, 1.0]), demand)
+        style = Style.corners(places)
+        state, demand = yield from _descend(setting, index, places, (style, 2), demand)
         pool = pool.with_points(index, state.best, state.best_x, keep)
     return pool, demand
 
@@ -288,8 +288,10 @@ def _stage(setting: Setting, pool: Pool, stage: int, demand: float) -> Steps[Poo
     turn = torch.arange(restarts * count, device=setting.device) // count
     index = pool.index[:count].repeat(restarts)
     places = _starts(setting, setting.places(setting.clauses.box[index]), pool.x[:count].repeat(restarts, 1), turn)
-    rates = np.geomspace(plan.rate_first, plan.rate_last, plan.steps).tolist()
-    state, demand = yield from _descend(setting, index, places, (Style.mixed(turn), rates), demand)
+    u = torch.rand(len(index), generator=setting.random, device=setting.device, dtype=setting.dtype)
+    rate = plan.longest * (plan.shortest / plan.longest) ** u
+    style = Style(turn % 2 == 0, turn % 4 >= 2, rate, plan.decay, plan.patience, plan.momentum)
+    state, demand = yield from _descend(setting, index, places, (style, plan.steps), demand)
     return pool.with_points(index, state.best, state.best_x, pool.size), demand
 
 
@@ -310,18 +312,18 @@ def _starts(setting: Setting, centre: Places, known: Tensor, turn: Tensor) -> Pl
 
 
 def _descend(
-    setting: Setting, index: Tensor, places: Places, schedule: tuple[Style, list[float]], demand: float
+    setting: Setting, index: Tensor, places: Places, schedule: tuple[Style, int], demand: float
 ) -> Steps[Descent]:
     """Run one descent, handing out what it finds on the way."""
-    style, rates = schedule
+    style, steps = schedule
     targets = setting.clauses.targets(index)
     # Looking at a result makes a GPU wait, so there it is done less often.
     look = 1 if setting.device.type == "cpu" else 8
-    state = descent.start(places)
-    for number, rate in enumerate(rates):
+    state = descent.start(places, style)
+    for number in range(steps):
         if setting.late:
             return state, demand
-        state = descent.step(setting.graph, targets, style, state, rate, demand)
+        state = descent.step(setting.graph, targets, style, state, demand)
         found = _hits(state.best, state.best_x, demand) if (number + 1) % look == 0 else None
         if found is not None:
             demand = yield found

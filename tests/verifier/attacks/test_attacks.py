@@ -309,7 +309,7 @@ def test_cost_counts_multiply_adds() -> None:
     assert elements == 1 + 10 + 20 + 20 + 5
 
 
-@pytest.mark.parametrize("options", [{"rounds": 0}, {"stages": -1}, {"rate_first": 0.1, "rate_last": 0.2}])
+@pytest.mark.parametrize("options", [{"rounds": 0}, {"stages": -1}, {"longest": 0.1, "shortest": 0.2}, {"decay": 1.5}])
 def test_a_plan_checks_itself(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="AttackPlan"):
         AttackPlan(**options)  # type: ignore[arg-type]
