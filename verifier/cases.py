@@ -28,7 +28,7 @@ def float_cases(specification: Specification, inputs: Sequence[Variable]) -> tup
     for a type that is not floating point.
     """
     lower, upper = specification.lower, specification.upper
-    numbers = Numbers(specification.constants)
+    numbers = Numbers(specification.constants).rounded()
     down, up = numbers.enclose(np.float64)
     low, high = down[lower], up[upper]
     dtype = np.result_type(*(dtype_of(v) for v in inputs))

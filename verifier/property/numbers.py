@@ -7,8 +7,10 @@ every number a rank, and from then on exact comparisons are comparisons of integ
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from typing import overload
@@ -36,10 +38,13 @@ def parse_number(text: str) -> Decimal | None:
 class Numbers(Sequence[Fraction]):
     """Distinct exact numbers in ascending order; an index is a rank."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_near", "_values")
 
-    def __init__(self, ascending: Iterable[Exact]) -> None:
+    def __init__(self, ascending: Iterable[Exact], near: np.ndarray | None = None) -> None:
         self._values: tuple[Exact, ...] = ascending._values if isinstance(ascending, Numbers) else tuple(ascending)
+        if near is None:
+            near = ascending._near if isinstance(ascending, Numbers) else _nearest(self._values)
+        self._near = near
 
     def __len__(self) -> int:
         return len(self._values)
@@ -50,55 +55,54 @@ class Numbers(Sequence[Fraction]):
     def __getitem__(self, index: slice) -> Numbers: ...
     def __getitem__(self, index: int | slice) -> Fraction | Numbers:
         if isinstance(index, slice):
-            return Numbers(self._values[index])
+            return Numbers(self._values[index], self._near[index])
         return Fraction(self._values[index])
 
-    def nearest(self) -> np.ndarray:
-        """``[C]`` float64: each number rounded to nearest (infinite beyond the range)."""
-        return np.array([_nearest(v) for v in self._values], dtype=np.float64) + 0.0
+    def rounded(self) -> Rounded:
+        """Each number rounded to nearest, and on which side of it the double fell."""
+        sides = (_side(f, v) for f, v in zip(self._near.tolist(), self._values, strict=True))
+        return Rounded(self._near, np.fromiter(sides, dtype=np.int8, count=len(self._values)))
 
-    def enclose(self, dtype: type[np.floating] = np.float64) -> tuple[np.ndarray, np.ndarray]:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounded:
+    """``near`` ``[C]`` float64: nearest to exact numbers (infinite beyond the range); ``side`` ``[C]``: the sign of
+    ``near - exact``."""
+
+    near: np.ndarray
+    side: np.ndarray
+
+    def enclose(self, dtype: type[np.floating]) -> tuple[np.ndarray, np.ndarray]:
         """``[C]`` twice: the largest number of ``dtype`` at most, and the smallest at least, each exact number."""
-        near = self.nearest()
-        excess = np.array([_compare(f, v) for f, v in zip(near.tolist(), self._values, strict=True)], dtype=np.int8)
-        with np.errstate(over="ignore"):
-            cast = near.astype(dtype)
-        # Where the cast moved the double, the exact number lies on the same side of it as the double does.
-        wide = cast.astype(np.float64)
-        above = np.where(wide == near, excess > 0, wide > near)
-        below = np.where(wide == near, excess < 0, wide < near)
         with np.errstate(over="ignore", under="ignore"):
+            cast = self.near.astype(dtype)
+            # Where the cast moved the double, the exact number lies on the same side of it as the double does.
+            wide = cast.astype(np.float64)
+            above = np.where(wide == self.near, self.side > 0, wide > self.near)
+            below = np.where(wide == self.near, self.side < 0, wide < self.near)
             down = np.where(above, np.nextafter(cast, dtype(-np.inf)), cast)
             up = np.where(below, np.nextafter(cast, dtype(np.inf)), cast)
+        # Adding zero turns -0.0 into 0.0.
         return down + dtype(0), up + dtype(0)
 
 
 def rank(values: Sequence[Exact]) -> tuple[Numbers, np.ndarray]:
     """Sort exactly and drop duplicates: the distinct numbers, and for each given value its rank (int32)."""
-    near = np.array([_nearest(v) for v in values], dtype=np.float64)
+    near = _nearest(values)
     order = np.argsort(near, kind="stable")
-    _order_ties(order, near, values)
-    ascending: list[Exact] = []
+    # Rounding to nearest is monotone, so only numbers with the same double still need exact comparisons.
+    fresh = np.ones(len(order), dtype=bool)
+    fresh[1:] = near[order[1:]] != near[order[:-1]]
+    starts = np.flatnonzero(fresh)
+    lengths = np.diff(starts, append=len(order))
+    for start, length in zip(starts[lengths > 1].tolist(), lengths[lengths > 1].tolist(), strict=True):
+        tied = sorted(order[start : start + length].tolist(), key=lambda i: Fraction(values[i]))
+        order[start : start + length] = tied
+        fresh[start + 1 : start + length] = [values[a] != values[b] for a, b in itertools.pairwise(tied)]
     ranks = np.empty(len(values), dtype=np.int32)
-    previous = np.nan
-    for place, value in zip(order.tolist(), near[order].tolist(), strict=True):
-        if value != previous or ascending[-1] != values[place]:
-            ascending.append(values[place])
-        previous = value
-        ranks[place] = len(ascending) - 1
-    return Numbers(ascending), ranks
-
-
-def _order_ties(order: np.ndarray, near: np.ndarray, values: Sequence[Exact]) -> None:
-    """Rounding to nearest is monotone, so only numbers with the same double still need exact comparisons."""
-    same = np.flatnonzero(np.diff(near[order]) == 0) if len(order) > 1 else np.empty(0, dtype=np.int64)
-    if not same.size:
-        return
-    breaks = np.flatnonzero(np.diff(same) != 1)
-    starts = same[np.concatenate([[0], breaks + 1])]
-    stops = same[np.concatenate([breaks, [same.size - 1]])] + 2
-    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-        order[start:stop] = sorted(order[start:stop].tolist(), key=lambda i: Fraction(values[i]))
+    ranks[order] = np.cumsum(fresh) - 1
+    chosen = order[fresh]
+    return Numbers((values[i] for i in chosen.tolist()), near[chosen]), ranks
 
 
 def exact(value: object, what: str) -> Fraction:
@@ -124,12 +128,22 @@ def _from_text(text: str) -> Fraction:
     return Fraction(top) / Fraction(bottom)
 
 
-def _nearest(value: Exact) -> float:
+def _nearest(values: Sequence[Exact]) -> np.ndarray:
+    # A fraction beyond the range raises where a decimal becomes infinite.
+    try:
+        near = np.fromiter(map(float, values), dtype=np.float64, count=len(values))
+    except OverflowError:
+        near = np.array([_nearest_of(v) for v in values], dtype=np.float64)
+    return near + 0.0
+
+
+def _nearest_of(value: Exact) -> float:
     try:
         return float(value)
     except OverflowError:
-        return np.inf if value > 0 else -np.inf
+        return float("inf") if value > 0 else float("-inf")
 
 
-def _compare(near: float, value: Exact) -> int:
-    return (value < near) - (value > near)
+def _side(near: float, value: Exact) -> int:
+    same = Decimal(near) if isinstance(value, Decimal) else near
+    return (value < same) - (value > same)

@@ -133,6 +133,13 @@ class _Parser:
         """An atom that is not yet known by its text."""
         if self._kinds[-1] > _FORMULA:
             raise self._source.error(match.start(), f"a comparison cannot stand here ({self._place()})")
+        number = parse_number(right)
+        head = self._heads.get(left)
+        if number is not None and head is not None:
+            self._numbers[right] = rhs = self._value(number)
+            self._head.append(head)
+            self._rhs.append(rhs)
+            return
         pair = self._pairs.get((left, right))
         if pair is not None:
             self._head.append(pair[0])
@@ -140,7 +147,6 @@ class _Parser:
             return
         word, symbol = left.split(None, 1)
         count = len(self._head)
-        number = parse_number(right)
         if number is None:
             operands = self._operand(symbol, match.start(1)), self._operand(right, match.start(2))
             self._literal(word, *operands)
@@ -148,10 +154,8 @@ class _Parser:
                 self._pairs[left, right] = self._head[-1], self._rhs[-1]
             return
         form = terms.variable_form(self._variable(symbol, match.start(1)))
-        self._heads[left] = head = 4 * self._form(form) + _CODES[word]
-        self._numbers[right] = rhs = self._value(number)
-        self._head.append(head)
-        self._rhs.append(rhs)
+        self._heads[left] = 4 * self._form(form) + _CODES[word]
+        self._atom(match, left, right)
 
     def _open(self, match: re.Match[str]) -> None:
         word, kind, start = match.group(3), self._kinds[-1], match.start()
