@@ -280,4 +280,6 @@ def concretize(plan: Plan, lines: LinearBounds, box: Box) -> Tensor:
     terms = rows.shape[1] + 8
     error = lines.error + (rows.abs() @ sizes) * (plan.rounding.gamma(terms) * (1 + 2 * plan.rounding.gamma(terms)))
     error = error + terms * 4 * plan.rounding.tiny
-    return plan.rounding.down(value - error * (1 + 8 * plan.rounding.unit))
+    # Overflow on the way (NaN, or a sum that became +inf) says nothing about the true value.
+    result = plan.rounding.down(value - error * (1 + 8 * plan.rounding.unit))
+    return torch.nan_to_num(result, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)

@@ -38,10 +38,9 @@ def node_interval(plan: Plan, node: Node, bounds: Mapping[int, Interval]) -> tup
 
 
 def finite_or_infinite(low: Tensor, high: Tensor) -> Interval:
-    """NaN ends (inf - inf) carry no information: replace them by infinities of the right sign."""
-    return torch.nan_to_num(low, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf), torch.nan_to_num(
-        high, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf
-    )
+    """Ends that overflowed (NaN, or beyond the dtype on their own side) carry no information: infinities instead."""
+    inf = torch.inf
+    return torch.nan_to_num(low, nan=-inf, posinf=-inf, neginf=-inf), torch.nan_to_num(high, inf, inf, inf)
 
 
 def _affine_charge(plan: Plan, rounding: Rounding, node: Node, bounds: Mapping[int, Interval]) -> Tensor | None:

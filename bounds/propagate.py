@@ -166,9 +166,14 @@ def _tightened(draft: _Draft, node: Node, where: Tensor, tighten: Tighten) -> In
     found = tighten(draft.plan, draft.state(), node.id, units, torch.cat([owner, owner]))
     below, above = found.chunk(2)
     low, high = low.flatten(1).clone(), high.flatten(1).clone()
-    low[owner, index] = torch.maximum(low[owner, index], torch.nan_to_num(below, nan=-torch.inf))
-    high[owner, index] = torch.minimum(high[owner, index], torch.nan_to_num(-above, nan=torch.inf))
+    low[owner, index] = torch.maximum(low[owner, index], _informative(below))
+    high[owner, index] = torch.minimum(high[owner, index], -_informative(above))
     return low.reshape(-1, *node.shape), high.reshape(-1, *node.shape)
+
+
+def _informative(lower: Tensor) -> Tensor:
+    """Lower bounds, with -inf where they overflowed: no finite value lies above +inf."""
+    return torch.nan_to_num(lower, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
 
 def _measure(draft: _Draft, node: int) -> None:

@@ -25,9 +25,9 @@ def clip(rows: Tensor, slack: Tensor, lower: Tensor, upper: Tensor) -> tuple[Ten
     field's verifiers, with outward rounding.)
     """
     room = ROUNDING.up(-slack).clamp(min=0).unsqueeze(-1)
-    step = ROUNDING.up(room / rows.abs().clamp(min=1e-300))
-    cut_above = torch.where(rows > 0, ROUNDING.up(lower.unsqueeze(1) + step), torch.inf).amin(1)
-    cut_below = torch.where(rows < 0, ROUNDING.down(upper.unsqueeze(1) - step), -torch.inf).amax(1)
+    step = ROUNDING.up(room / rows.abs().clamp(min=1e-300))  # smaller coefficients cut nothing
+    cut_above = torch.where(rows > 1e-300, ROUNDING.up(lower.unsqueeze(1) + step), torch.inf).amin(1)
+    cut_below = torch.where(rows < -1e-300, ROUNDING.down(upper.unsqueeze(1) - step), -torch.inf).amax(1)
     return torch.maximum(lower, cut_below), torch.minimum(upper, cut_above)
 
 
