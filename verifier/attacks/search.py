@@ -121,11 +121,13 @@ def candidates(
     if setting is None:
         return
     search = _rounds(setting)
+    # Half precision is searched in float32; rounding a point to it does not lead out of a box whose ends it holds.
+    stored = torch.from_numpy(query.cases.inner_lower[:1]).dtype
     demand = 0.0
     try:
         found = next(search)
         while True:
-            yield found.x
+            yield found.x.to(stored)
             # Refused: the replay's margin differs from ours by more than this one.
             slack = 8 * torch.finfo(setting.dtype).eps
             demand = max(2 * demand, 2 * float(-found.margin.min()), slack)
@@ -142,7 +144,7 @@ def prepare(
     clauses = ClauseArrays.of(cases, _inhabited(cases, indices), device)
     if not clauses.size:
         return None
-    dtype = torch.from_numpy(cases.inner_lower[:1]).dtype
+    dtype = torch.promote_types(torch.from_numpy(cases.inner_lower[:1]).dtype, torch.float32)
     box = clauses.box.cpu().numpy()
     number = np.concatenate([[0], np.cumsum(box[1:] != box[:-1])])
     work, elements = cost(query.graph)

@@ -231,6 +231,14 @@ def test_strict_literals_exclude_equality() -> None:
     assert first(query(identity(1), lower, upper, [[[(0, 1, 0.5, True)]]])) is None
 
 
+def test_half_precision_is_searched_in_single_precision() -> None:
+    lower, upper = np.full((1, 3), 0.1, np.float16), np.full((1, 3), 0.3, np.float16)
+    q = query(identity(3), lower, upper, [[[(0, -1, -0.299, False), (1, 1, 0.101, False)]]])
+    found = first(q)
+    assert found is not None and found.dtype == torch.float16
+    assert all(true_in(q, x.to(torch.float32)) for x in found)
+
+
 def test_empty_boxes_and_clauses_without_literals() -> None:
     lower, upper = np.array([[1.0], [0.0]], np.float32), np.array([[0.0], [1.0]], np.float32)
     assert first(query(identity(1), lower, upper, [[[]], []])) is None
