@@ -122,7 +122,7 @@ def evaluate(
         literals = objective.rhs.shape[1]
         size = (multipliers.weights * objective.rhs.abs()).sum(1)
         if literals > 1:  # the combined rows round too, seen at the size of the target
-            size = size + ((multipliers.weights.unsqueeze(-1) * objective.rows.flatten(2).abs()).sum(1) @ state.sizes[target])
+            size = size + ((multipliers.weights.unsqueeze(-1) * objective.rows.flatten(2).abs()).sum(1) @ state.sizes[target].flatten())
         bound = plan.rounding.down(bound - plan.rounding.affine(literals + 4, size))
     return lines, bound
 

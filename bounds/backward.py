@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bounds.box import Box
 from bounds.graph import Node
-from bounds.layouts import Owner, Selection
+from bounds.layouts import Owner, Rows, Selection, Window
 from bounds.ops.base import Affine, Interval, Line, Relaxation
 from bounds.plan import Plan
 
@@ -78,29 +78,28 @@ class _Walk:
     bias: Tensor
     error: Tensor
     mass: Tensor
-    rows: dict[int, Tensor]
+    rows: dict[int, Rows]
 
-    def charge(self, node: int, rows: Tensor) -> None:
+    def charge(self, node: int, rows: Rows) -> None:
         charge = self.state.charges.get(node)
         if charge is not None:
-            self.error = self.error + rows.flatten(1).abs() @ charge.flatten()
+            self.error = self.error + _weigh(rows, charge)
 
     def contribute(self, amount: Tensor) -> None:
         self.bias = self.bias + amount
         if self.plan.rounding is not None:
             self.mass = self.mass + amount.abs()
 
-    def receive(self, node: int, rows: Tensor) -> None:
+    def receive(self, node: int, rows: Rows) -> None:
         """Add coefficient rows to a node; where two paths meet, the addition rounds."""
         present = self.rows.get(node)
         if present is None:
             self.rows[node] = rows
             return
-        total = present + rows
+        total = present.plus(rows, self.plan.graph.nodes[node].shape)
         self.rows[node] = total
         if self.plan.rounding is not None:
-            unit = 2 * self.plan.rounding.unit
-            self.error = self.error + (total.flatten(1).abs() @ self.state.sizes[node]) * unit
+            self.error = self.error + _weigh(total, self.state.sizes[node]) * (2 * self.plan.rounding.unit)
 
     def spread(self) -> None:
         """Turn rows shared by all boxes into rows of each box."""
@@ -109,7 +108,7 @@ class _Walk:
             return
         before = self.owner
         for node, rows in list(self.rows.items()):
-            self.rows[node], self.owner = before.spread(rows, boxes)
+            self.rows[node] = Rows(before.spread(rows.values, boxes)[0], rows.window)
         self.bias, self.owner = before.spread(self.bias, boxes)
         self.error, _ = before.spread(self.error, boxes)
         self.mass, _ = before.spread(self.mass, boxes)
@@ -122,15 +121,17 @@ def backward(
     rows: Tensor | Selection,
     owner: Owner,
     *,
+    window: Window | None = None,
     splits: Mapping[int, Split] | None = None,
     trace: bool = False,
 ) -> LinearBounds:
     """Lines over the input below ``rows . target``.
 
-    ``rows`` ``[R, *target shape]`` (or unit rows), ``owner`` their boxes. ``splits`` are half-space multipliers by
+    ``rows`` ``[R, *target shape]`` (or unit rows), ``owner`` their boxes; ``window`` contains all unit rows, where
+    they are to be walked as a patch. ``splits`` are half-space multipliers by
     node, one row per box. With ``trace`` the coefficient rows at nonlinear nodes are kept.
     """
-    walk = _start(plan, state, target, rows, owner)
+    walk = _start(plan, state, target, rows, owner, window)
     kept: dict[int, Tensor] = {}
     for index in range(target, -1, -1):
         current = walk.rows.get(index)
@@ -144,27 +145,37 @@ def backward(
             walk.spread()
             current = walk.rows.pop(index)
             if trace:
-                kept[index] = current
+                kept[index] = current.dense(node.shape)
             _over_relaxed(walk, node, current)
         elif index in plan.affine:
             _over_affine(walk, node, walk.rows.pop(index))
     walk.spread()
-    final = walk.rows.get(plan.input)
-    if final is None:
-        final = walk.bias.new_zeros((walk.bias.shape[0], *plan.graph.nodes[plan.input].shape))
+    shape = plan.graph.nodes[plan.input].shape
+    last = walk.rows.get(plan.input)
+    final = walk.bias.new_zeros((walk.bias.shape[0], *shape)) if last is None else last.dense(shape)
     return LinearBounds(final, walk.bias, _total_error(walk), walk.owner, kept)
 
 
-def _start(plan: Plan, state: State, target: int, rows: Tensor | Selection, owner: Owner) -> _Walk:
+def _weigh(rows: Rows, values: Tensor) -> Tensor:
+    """``|rows| . values`` per row, for values over the node."""
+    return rows.values.flatten(1).abs() @ rows.crop(values).flatten()
+
+
+def _start(
+    plan: Plan, state: State, target: int, rows: Tensor | Selection, owner: Owner, window: Window | None
+) -> _Walk:
     count = rows.index.shape[0] if isinstance(rows, Selection) else rows.shape[0]
     zero = torch.zeros(count, dtype=plan.dtype, device=plan.device)
     walk = _Walk(plan, state, owner, zero, zero, zero, {})
     if isinstance(rows, Selection):
         node = plan.graph.nodes[target]
+        if window is not None:
+            walk.rows[target] = Rows(rows.inside(window), window)
+            return walk
         if target in plan.affine and _start_with_units(walk, node, rows):
             return walk
         rows = rows.dense()
-    walk.rows[target] = rows
+    walk.rows[target] = Rows(rows)
     return walk
 
 
@@ -180,7 +191,7 @@ def _start_with_units(walk: _Walk, node: Node, units: Selection) -> bool:
     rows = op.unit_rows(units.index, position, plan.operands[node.id], plan.graph.nodes[source].shape)
     if rows is None:
         return False
-    walk.rows[source] = rows * units.sign.reshape(-1, *[1] * (rows.ndim - 1))
+    walk.rows[source] = Rows(rows * units.sign.reshape(-1, *[1] * (rows.ndim - 1)))
     if node.id in plan.offset:
         walk.contribute(plan.offset[node.id].flatten()[units.index] * units.sign)
     charge = walk.state.charges.get(node.id)
@@ -189,29 +200,46 @@ def _start_with_units(walk: _Walk, node: Node, units: Selection) -> bool:
     return True
 
 
-def _over_affine(walk: _Walk, node: Node, rows: Tensor) -> None:
+def _over_affine(walk: _Walk, node: Node, rows: Rows) -> None:
     plan, op = walk.plan, node.op
     assert isinstance(op, Affine)
     walk.charge(node.id, rows)
     if node.id in plan.offset:
-        walk.contribute(rows.flatten(1) @ plan.offset[node.id].flatten())
+        walk.contribute(rows.values.flatten(1) @ rows.crop(plan.offset[node.id]).flatten())
     operands = plan.operands[node.id]
     for position, (source, constant) in enumerate(zip(node.inputs, operands, strict=True)):
         if constant is None:
-            shape = plan.graph.nodes[source].shape
-            walk.receive(source, op.pullback(rows, position, operands, shape))
+            walk.receive(source, _pull(walk, node, rows, position))
 
 
-def _over_relaxed(walk: _Walk, node: Node, rows: Tensor) -> None:
+def _pull(walk: _Walk, node: Node, rows: Rows, position: int) -> Rows:
+    """The transposed step, on the window where the operator can, else dense."""
+    op, operands = node.op, walk.plan.operands[node.id]
+    assert isinstance(op, Affine)
+    shape = walk.plan.graph.nodes[node.inputs[position]].shape
+    if rows.window is not None:
+        patch = op.pullback_window(rows.values, rows.window, position, operands, shape)
+        if patch is not None:
+            return Rows(*patch)
+    return Rows(op.pullback(rows.dense(node.shape), position, operands, shape))
+
+
+def _over_relaxed(walk: _Walk, node: Node, rows: Rows) -> None:
     plan = walk.plan
     walk.charge(node.id, rows)
     relaxation = walk.state.relaxations[node.id]
-    lower, upper = relaxation.lower[0], relaxation.upper[0]
-    walk.contribute(_offsets(walk.owner, rows, lower, upper))
-    positive = rows > 0
+    lower, upper = _cropped(rows, relaxation.lower[0]), _cropped(rows, relaxation.upper[0])
+    walk.contribute(_offsets(walk.owner, rows.values, lower, upper))
+    positive = rows.values > 0
     variables = [i for i, c in zip(node.inputs, plan.operands[node.id], strict=True) if c is None]
     for source, below, above in zip(variables, lower.slopes, upper.slopes, strict=True):
-        walk.receive(source, _choose(walk.owner, rows, positive, below, above))
+        walk.receive(source, Rows(_choose(walk.owner, rows.values, positive, below, above), rows.window))
+
+
+def _cropped(rows: Rows, line: Line) -> Line:
+    if rows.window is None:
+        return line
+    return Line(tuple(rows.crop(s) for s in line.slopes), rows.crop(line.offset))
 
 
 def _choose(owner: Owner, rows: Tensor, positive: Tensor, below: Tensor, above: Tensor) -> Tensor:
@@ -240,14 +268,14 @@ def _dot(owner: Owner, rows: Tensor, values: Tensor) -> Tensor:
     return (rows.flatten(1) * offsets.flatten(1)).sum(1)
 
 
-def _apply_split(walk: _Walk, split: Split, index: int) -> Tensor:
+def _apply_split(walk: _Walk, split: Split, index: int) -> Rows:
     """Charge half-spaces of this node to its coefficient and to the bias."""
-    rows = walk.rows[index]
+    rows = walk.rows[index].dense(walk.plan.graph.nodes[index].shape)
     viewed, signed = walk.owner.of(split.signed, rows)
-    moved = (viewed - signed).reshape(rows.shape)
+    moved = Rows((viewed - signed).reshape(rows.shape))
     rounding = walk.plan.rounding
     if rounding is not None:
-        walk.error = walk.error + (moved.flatten(1).abs() @ walk.state.sizes[index]) * (2 * rounding.unit)
+        walk.error = walk.error + _weigh(moved, walk.state.sizes[index]) * (2 * rounding.unit)
     if split.point is not None:
         product = (signed * walk.owner.of(split.point, rows)[1]).expand(viewed.shape).reshape(rows.shape).flatten(1)
         walk.contribute(product.sum(1))

@@ -1,5 +1,9 @@
 """How coefficient rows are held, and whose box each row belongs to.
 
+``Selection`` names unit rows, a tensor is dense rows, and a ``Window`` beside a tensor says that all its rows vanish
+outside one patch of the image: rows of neighbouring neurons see little of a convolution's operand, and whatever
+belongs to the node (slopes, charges, biases) is sliced instead of gathered.
+
 Rows are flat, ``[R, *node shape]``. ``Owner`` says which of the N boxes a row speaks about: by an index ``[R]``, or,
 where every box has equally many rows, by position (a broadcast instead of a copy).
 """
@@ -10,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +54,62 @@ class Owner:
         return rows.reshape(self.groups, self.per_box, *rows.shape[1:]), values.reshape(boxes, 1, *values.shape[1:])
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A patch of the last two axes of a node: rows ``top .. top + height - 1``, columns ``left .. left + width - 1``."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def crop(self, values: Tensor) -> Tensor:
+        """The patch of a tensor over the node (or of one that is constant along an axis of size 1)."""
+        if values.shape[-2] != 1:
+            values = values[..., self.top : self.top + self.height, :]
+        if values.shape[-1] != 1:
+            values = values[..., self.left : self.left + self.width]
+        return values
+
+    def union(self, other: Window) -> Window:
+        """The least window that contains both."""
+        top, left = min(self.top, other.top), min(self.left, other.left)
+        bottom = max(self.top + self.height, other.top + other.height)
+        right = max(self.left + self.width, other.left + other.width)
+        return Window(top, left, bottom - top, right - left)
+
+    def within(self, rows: Tensor, outer: Window) -> Tensor:
+        """Rows on this window, zero-padded to an outer one."""
+        before, above = self.left - outer.left, self.top - outer.top
+        after, below = outer.width - before - self.width, outer.height - above - self.height
+        return functional.pad(rows, (before, after, above, below))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Coefficient rows of a node: dense, or on a window of it."""
+
+    values: Tensor
+    window: Window | None = None
+
+    def crop(self, values: Tensor) -> Tensor:
+        """What belongs to the node, where the rows are."""
+        return values if self.window is None else self.window.crop(values)
+
+    def dense(self, shape: tuple[int, ...]) -> Tensor:
+        """The rows over the whole node."""
+        if self.window is None:
+            return self.values
+        return self.window.within(self.values, Window(0, 0, shape[-2], shape[-1]))
+
+    def plus(self, other: Rows, shape: tuple[int, ...]) -> Rows:
+        """The sum of two sets of rows of one node, on a common frame."""
+        if self.window is None or other.window is None:
+            return Rows(self.dense(shape) + other.dense(shape))
+        frame = self.window.union(other.window)
+        return Rows(self.window.within(self.values, frame) + other.window.within(other.values, frame), frame)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
     """Unit rows: row r has ``sign[r]`` at flat element ``index[r]`` of a node of ``shape``, and zero elsewhere."""
@@ -56,6 +117,16 @@ class Selection:
     index: Tensor
     sign: Tensor
     shape: tuple[int, ...]
+
+    def inside(self, window: Window) -> Tensor:
+        """The rows written out on a window that contains them all, ``[R, *leading, h, w]``."""
+        *leading, height, width = self.shape
+        y, x = self.index // width % height - window.top, self.index % width - window.left
+        plane = self.index // (width * height)
+        count = int(torch.Size(leading).numel())
+        rows = self.sign.new_zeros((self.index.shape[0], count, window.height, window.width))
+        rows[torch.arange(self.index.shape[0], device=self.index.device), plane, y, x] = self.sign
+        return rows.reshape(-1, *leading, window.height, window.width)
 
     def dense(self) -> Tensor:
         """The rows written out, ``[R, *shape]``."""

@@ -8,7 +8,7 @@ inherited, mixed and compared freely.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +18,13 @@ from bounds.backward import State, backward, concretize
 from bounds.box import Box
 from bounds.graph import Node
 from bounds.interval import node_interval, relaxed_charge, size
-from bounds.layouts import Owner, Selection
+from bounds.layouts import Owner, Selection, Window
 from bounds.ops.base import Interval, Relaxation
 from bounds.ops.univariate import Univariate
 from bounds.plan import Plan
+
+TILE = 4
+"""Neurons of an image are bounded in tiles of this width and height, which share a window."""
 
 ROW_ELEMENTS = 1 << 25
 """Coefficients of one chunk of rows at the widest node: 128 MB in float32, times a few copies."""
@@ -105,16 +108,37 @@ def relax(
 
 
 def crown(plan: Plan, state: State, node: int, units: Selection, owner: Tensor) -> Tensor:
-    """Lower bounds of unit rows by one backward walk each, in chunks: the usual ``Tighten``."""
+    """Lower bounds of unit rows by one backward walk each, in chunks: the usual ``Tighten``.
+
+    Neurons of an image are walked tile by tile, on windows.
+    """
     result = torch.empty(owner.shape[0], dtype=plan.dtype, device=plan.device)
-    step = chunk_rows(plan)
-    for start in range(0, owner.shape[0], step):
-        part = slice(start, start + step)
-        count = units.index[part].shape[0]
-        owners = Owner(None, 1, count) if state.box.size == 1 else Owner.by_index(owner[part])
-        lines = backward(plan, state, node, Selection(units.index[part], units.sign[part], units.shape), owners)
+    for part, window in _chunks(plan, units):
+        owners = Owner(None, 1, part.shape[0]) if state.box.size == 1 else Owner.by_index(owner[part])
+        chosen = Selection(units.index[part], units.sign[part], units.shape)
+        lines = backward(plan, state, node, chosen, owners, window=window)
         result[part] = concretize(plan, lines, state.box)
     return result
+
+
+def _chunks(plan: Plan, units: Selection) -> Iterator[tuple[Tensor, Window | None]]:
+    """Places of the unit rows that are walked together, with their window where the node is an image."""
+    step, shape = chunk_rows(plan), units.shape
+    places = torch.arange(units.index.shape[0], device=units.index.device)
+    if len(shape) != 4 or min(shape[2:]) <= TILE:
+        for part in places.split(step):
+            yield part, None
+        return
+    height, width = shape[2:]
+    across = -(-width // TILE)
+    tile = (units.index // width % height) // TILE * across + (units.index % width) // TILE
+    order = torch.argsort(tile)
+    tiles, counts = torch.unique_consecutive(tile[order], return_counts=True)
+    for k, group in zip(tiles.tolist(), order.split(counts.tolist()), strict=True):
+        top, left = k // across * TILE, k % across * TILE
+        window = Window(top, left, min(TILE, height - top), min(TILE, width - left))
+        for part in group.split(step):
+            yield part, window
 
 
 def chunk_rows(plan: Plan) -> int:
@@ -178,7 +202,7 @@ def _informative(lower: Tensor) -> Tensor:
 
 def _measure(draft: _Draft, node: int) -> None:
     if draft.plan.rounding is not None:
-        draft.sizes[node] = size(draft.bounds[node]).flatten()
+        draft.sizes[node] = size(draft.bounds[node])[0]
 
 
 def _underflow(draft: _Draft, node: Node) -> Tensor:

@@ -49,6 +49,7 @@ class _Binary(Affine):
     """Two operands of equal rank, one rounding."""
 
     __slots__ = ()
+    elementwise = True
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from bounds.layouts import Window
 from bounds.rounding import Rounding
 
 Shape = tuple[int, ...]
@@ -173,6 +174,19 @@ class Affine(Op):
             point = zero.requires_grad_()
             (result,) = torch.autograd.grad((linear(point) * rows).sum(), point, create_graph=differentiable)
         return result
+
+    def pullback_window(
+        self, rows: Tensor, window: Window, position: int, operands: Sequence[Tensor | None], shape: Shape
+    ) -> tuple[Tensor, Window] | None:
+        """``pullback`` of rows that vanish outside a window of the result; None: only dense rows can be pulled back."""
+        full = [o for o in operands if o is not None]
+        if not self.elementwise or len(shape) < 2 or any(o.ndim != rows.ndim for o in full):
+            return None
+        cropped = [None if o is None else window.crop(o) for o in operands]
+        patch = (*shape[:-2], window.height, window.width)
+        if rows.shape[1:] != patch:
+            return None
+        return self.pullback(rows, position, cropped, patch), window
 
     def unit_rows(self, index: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor | None:
         """``pullback`` of unit rows: row r is one at flat element ``index[r]`` of the result, zero elsewhere.

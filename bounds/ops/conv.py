@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bounds.layouts import Window
 from bounds.ops import reading
 from bounds.ops.arithmetic import Add
 from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Shape
@@ -84,6 +85,24 @@ class Conv(Affine):
         if padding != begin or padding != end:
             flat = functional.pad(flat, reversed_pads([-p for p in self.pads]))
         return flat.reshape(rows.shape[0], *shape)
+
+    def pullback_window(
+        self, rows: Tensor, window: Window, position: int, operands: Sequence[Tensor | None], shape: Shape
+    ) -> tuple[Tensor, Window] | None:
+        """The full transposed convolution of the patch, cut at the edges of the image."""
+        weight = operands[1]
+        assert weight is not None
+        if len(self.strides) != 2 or position != 0:
+            return None
+        flat = functional.conv_transpose2d(
+            rows.flatten(0, 1), weight, None, self.strides, 0, 0, self.groups, self.dilations
+        )
+        top, left = window.top * self.strides[0] - self.pads[0], window.left * self.strides[1] - self.pads[1]
+        bottom, right = min(top + flat.shape[-2], shape[-2]), min(left + flat.shape[-1], shape[-1])
+        above, before = max(0, -top), max(0, -left)
+        flat = flat[..., above : bottom - top, before : right - left]
+        place = Window(top + above, left + before, flat.shape[-2], flat.shape[-1])
+        return flat.reshape(rows.shape[0], *shape[:-2], place.height, place.width), place
 
     def unit_rows(self, index: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor | None:
         """Each row is one filter, laid into zeros at its window."""
