@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def verify(
     query: Query | str | Path | Mapping[str, str | Path],
-    property: str | Path | None = None,
+    property: str | Path | None = None,  # noqa: A002 - the field's word
     *,
     timeout: float | None = None,
     seed: int = 0,
@@ -30,7 +30,8 @@ def verify(
     "cuda:N"; ``report`` is called with a ``Progress`` now and then.
 
     The verdict is ``Violated`` (sat: a counterexample that onnxruntime has replayed), ``Verified`` (unsat: none exists,
-    for the stored weights in exact arithmetic), ``TimedOut`` or ``Unknown``. Raises ``InputError``, ``UnsupportedError``.
+    for the stored weights in exact arithmetic), ``TimedOut`` or ``Unknown``. Raises ``InputError`` and
+    ``UnsupportedError``.
     """
     from verifier import limits, pipeline
     from verifier.query import Query, read

@@ -84,7 +84,7 @@ def _read_png(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def arrange(pixels: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """An image ``[h, w]`` or ``[h, w, c]`` in the layout of a model input, leading ones aside. Raises ``InputError``."""
+    """An image ``[h, w]`` or ``[h, w, c]`` in the layout of a model input, a leading 1 aside. Raises ``InputError``."""
     image = pixels[:, :, None] if pixels.ndim == 2 else pixels
     height, width, channels = image.shape
     wanted = shape[1:] if len(shape) in (2, 4) and shape[0] == 1 and shape != (height, width) else shape

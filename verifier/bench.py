@@ -177,7 +177,8 @@ def task(instance: Instance, max_bytes: int | None) -> Message:
 def witness_file(folder: Path, row: Row) -> Path:
     """Where an instance's counterexample is written: ``FOLDER/BENCHMARK/NETWORK_PROPERTY.counterexample``."""
     names = (Path(written.strip("[]()\"' ")).name for written in (row.onnx, row.vnnlib))
-    return folder / row.benchmark / ("_".join(Path(name.removesuffix(".gz")).stem for name in names) + ".counterexample")
+    stem = "_".join(Path(name.removesuffix(".gz")).stem for name in names)
+    return folder / row.benchmark / f"{stem}.counterexample"
 
 
 def _done(instance: Instance, outcome: Answer | Failure, seconds: float) -> Done:

@@ -47,7 +47,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise
     except OSError as error:
         return _complain("error", error, 2)
-    except Exception as error:  # noqa: BLE001 - one line instead of a traceback, unless asked
+    except Exception as error:
         if {"-v", "--verbose"} & set(arguments):
             raise
         return _complain(f"internal error: {type(error).__name__}", error, 4)

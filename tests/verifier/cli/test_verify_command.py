@@ -194,7 +194,10 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: P
 def test_a_busy_worker_dies_with_its_parent(by: str, tmp_path: Path) -> None:
     """The parent is killed outright while the worker is inside a query."""
     told = "sys.argv[1:]" if by == "request of the system" else "[]"
-    busy = f"import sys, time; from verifier.worker import serve; serve({told}, lambda: None, lambda *_: time.sleep(600))"
+    busy = (
+        "import sys, time; from verifier.worker import serve; "
+        f"serve({told}, lambda: None, lambda *_: time.sleep(600))"
+    )
     code = (
         "import os, sys\nfrom verifier.cli.session import Session\n"
         f"s = Session(command=[sys.executable, '-P', '-c', {busy!r}, str(os.getpid())])\n"
