@@ -114,9 +114,8 @@ def evaluate(
     rows, rhs = replace(objective, weights=multipliers.weights).combined()
     splits = {node: Split(multipliers.betas[node] * sign) for node, sign in signs.items()}
     count = rows.shape[0]
-    lines = backward(
-        plan, with_slopes(state, multipliers.slopes), target, rows, Owner(None, count, 1), splits=splits, trace=True
-    )
+    chosen = replace(with_slopes(state, multipliers.slopes), charges=_charges(plan, state, multipliers.slopes))
+    lines = backward(plan, chosen, target, rows, Owner(None, count, 1), splits=splits, trace=True)
     bound = concretize(plan, lines, state.box) - rhs
     if plan.rounding is not None:
         literals = objective.rhs.shape[1]
@@ -125,6 +124,16 @@ def evaluate(
             size = size + ((multipliers.weights.unsqueeze(-1) * objective.rows.flatten(2).abs()).sum(1) @ state.sizes[target].flatten())
         bound = plan.rounding.down(bound - plan.rounding.affine(literals + 4, size))
     return lines, bound
+
+
+def _charges(plan: Plan, state: State, slopes: Mapping[int, Tensor]) -> Mapping[int, Tensor]:
+    """The state's charges, enlarged by one rounding of ``coefficient * slope`` for slopes up to 1 that it never saw."""
+    charges = dict(state.charges)
+    for node in slopes:
+        if plan.rounding is not None and node in charges:
+            size = state.sizes[plan.graph.nodes[node].inputs[0]].reshape(charges[node].shape)
+            charges[node] = charges[node] + plan.rounding.affine(2, size)
+    return charges
 
 
 def ascend(

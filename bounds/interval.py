@@ -70,11 +70,15 @@ def _affine_charge(plan: Plan, rounding: Rounding, node: Node, bounds: Mapping[i
 
 
 def _only(op: Affine, sizes: list[Tensor], position: int, error: Tensor) -> Tensor:
-    """The part of ``|f|`` that goes through one inexact constant."""
-    operands = [
-        error if k == position else (torch.zeros_like(s) if k in op.offsets else s) for k, s in enumerate(sizes)
-    ]
-    return op.absolute(*operands)[0]
+    """The part of ``|f|`` that goes through one inexact constant: a factor meets the others, a summand stands alone."""
+    others = [torch.zeros_like(s) if k in op.offsets else s for k, s in enumerate(sizes)]
+
+    def through(constant: Tensor, rest: list[Tensor]) -> Tensor:
+        return op.absolute(*rest[:position], constant, *rest[position + 1 :])[0]
+
+    alone = through(error, [torch.zeros_like(s) for s in sizes])
+    # What is there without the constant shows that it is a summand of this element, not a factor of it.
+    return torch.where(through(torch.zeros_like(error), others) == 0, through(error, others), alone)
 
 
 def size(interval: Interval) -> Tensor:

@@ -224,6 +224,13 @@ class Pad(Affine):
     def absolute(self, *operands: Tensor) -> Tensor:
         return functional.pad(operands[0], reversed_pads(self.pads), value=abs(self.value))
 
+    def interval(self, operands: Sequence[Interval], rounding: Rounding | None) -> Interval:
+        ((low, high),) = operands
+        low, high = self.forward(low), self.forward(high)
+        if rounding is None or float(low.new_tensor(self.value).item()) == self.value:
+            return low, high
+        return rounding.down(low), rounding.up(high)
+
     def pullback(self, rows: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor:
         return functional.pad(rows, reversed_pads(tuple(-p for p in self.pads)))
 

@@ -117,19 +117,19 @@ class InputSplit:
 
     def _bound(self, batch: Subproblems) -> _Bounded:
         """Bound in the first plan; what only rounding keeps open goes through the next ones."""
-        bounded = self._bound_with(self.plans[0], batch)
+        literals = Literals.of(self.problem, batch.task)
+        bounded = self._bound_with(self.plans[0], batch, literals)
         for plan in self.plans[1:]:
             again = bounded.near.nonzero().flatten()
             if not again.shape[0]:
                 break
-            finer = self._bound_with(plan, replace(batch.take(again), inherited={}))
+            finer = self._bound_with(plan, replace(batch.take(again), inherited={}), literals.take(again))
             for name in ("margins", "slack", "rows", "near"):
                 getattr(bounded, name)[again] = getattr(finer, name)
         return bounded
 
-    def _bound_with(self, plan: Plan, batch: Subproblems) -> _Bounded:
+    def _bound_with(self, plan: Plan, batch: Subproblems, literals: Literals) -> _Bounded:
         problem = self.problem
-        literals = Literals.of(problem, batch.task)
         lower, upper = self.full(batch.lower, batch.upper, batch.task)
         box = outward(lower, upper, plan)
         inherited = {i: (low.to(plan.dtype), high.to(plan.dtype)) for i, (low, high) in batch.inherited.items()}

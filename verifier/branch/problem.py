@@ -120,6 +120,10 @@ class Literals:
         place = torch.searchsorted(columns, column.clamp(min=0)).clamp(max=columns.shape[0] - 1)
         return Literals(columns, torch.where(column >= 0, place, 0), threshold, clause)
 
+    def take(self, index: Tensor) -> Literals:
+        """Those of some of the subproblems, on the same columns."""
+        return Literals(self.columns, self.place[index], self.threshold[index], self.clause[index])
+
     def slack(self, bounds: Tensor) -> Tensor:
         """``[N, C, L]``: lower bound minus threshold, for bounds ``[N, S]`` of the batch's columns; > 0 refutes."""
         n, c, l = self.place.shape
