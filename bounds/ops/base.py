@@ -184,7 +184,9 @@ class Affine(Op):
             return None
         cropped = [None if o is None else window.crop(o) for o in operands]
         patch = (*shape[:-2], window.height, window.width)
-        if rows.shape[1:] != patch:
+        # An operand that is repeated along an image axis gets contributions from outside such a window too.
+        repeated = window.top + window.height > shape[-2] or window.left + window.width > shape[-1]
+        if repeated or rows.shape[1:] != patch:
             return None
         return self.pullback(rows, position, cropped, patch), window
 
