@@ -1,8 +1,9 @@
 """The examples in the README and the documentation, run as a reader would.
 
-```python blocks of a page run in order, in one fresh interpreter; what a ``print(...)  # text`` line prints is compared
-with the comment. In ```console blocks the lines after ``$`` run in a shell, and the output (both streams) is compared
-with what follows; ``...`` stands for anything. A block after an HTML comment ``<!-- not run: reason -->`` is left out.
+The ```python blocks of a page run first, in order, in one fresh interpreter; what a ``print(...)  # text`` line prints
+is compared with the comment. In ```console blocks the lines after ``$`` run in a shell, and the output (both streams)
+is compared with what follows; ``...`` stands for anything. A block after an HTML comment ``<!-- not run: reason -->``
+is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGES = (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(?P<skip><!-- not run: [^>]*\S -->\s*\n)?```(?P<kind>python|console)\n(?P<body>.*?)```", re.DOTALL)
-PRINTED = re.compile(r"^print\(.*\)  # (?P<text>.*)$")
+PRINTED = re.compile(r"^ *print\(.*\)  # (?P<text>.*)$")
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -91,13 +92,11 @@ def check_console(body: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
 def test_examples_run(page: Path, folder: Path) -> None:
-    earlier = ""
+    python = [block.body for block in blocks(page) if block.kind == "python"]
+    if python:
+        check_python("\n".join(python), folder)
     for block in blocks(page):
-        if block.kind == "python":
-            # Later blocks of a page use what earlier ones have made.
-            check_python(earlier + block.body, folder)
-            earlier += re.sub(r"^print\(.*\n", "", block.body, flags=re.MULTILINE)
-        else:
+        if block.kind == "console":
             check_console(block.body, folder)
 
 
