@@ -40,12 +40,28 @@ def describe(name: str, value: object) -> Iterator[str]:
         yield f"{name}: {type(value).__name__}"
 
 
+class _Written(str):
+    """An annotation that is shown as it stands in the source, without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def signature(value: object) -> str:
-    """The signature as written, without the module paths that differ between versions of a dependency."""
+    """The signature as written in the source; empty where there is none (exceptions)."""
     try:
-        return str(inspect.signature(value))  # type: ignore[arg-type]
+        found = inspect.signature(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        return "(...)"
+        return ""
+    parameters = [p.replace(annotation=written(p.annotation)) for p in found.parameters.values()]
+    return str(found.replace(parameters=parameters, return_annotation=written(found.return_annotation)))
+
+
+def written(annotation: object) -> object:
+    """An annotation without the quotes of its postponed evaluation."""
+    return _Written(annotation) if isinstance(annotation, str) else annotation
 
 
 def text() -> str:
