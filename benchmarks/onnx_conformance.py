@@ -33,13 +33,14 @@ OPERATORS = (
     "ReduceMean ReduceSum Relu Reshape Resize Shape Sigmoid Slice Split Squeeze Sub Tanh Transpose Unsqueeze Upsample"
 ).split()
 
-# Where the cases of these operators are defined, and three functions that expand to them alone. Importing only these
-# saves the five seconds that generating the rest takes.
+# Where the cases of these operators are defined, and functions that expand to them alone. Importing only these saves
+# the seconds that generating the rest takes.
 _MODULES = (
-    "abs add affinegrid averagepool batch_normalization cast center_crop_pad clip concat constant constantofshape conv "
-    "convtranspose div dropout expand flatten gather gemm globalaveragepool identity leakyrelu matmul max maxpool min "
-    "mul neg prelu pad reducel1 reducemean reducesum reducesumsquare relu reshape resize shape sigmoid slice split "
-    "squeeze sub tanh transpose unsqueeze upsample"
+    "abs add affinegrid averagepool batch_normalization cast castlike causal_conv_with_state center_crop_pad clip "
+    "concat constant constantofshape conv convtranspose depthtospace div dropout expand flatten gather gemm "
+    "globalaveragepool identity leakyrelu matmul max maxpool min mul neg prelu pad reducel1 reducemean reducesum "
+    "reducesumsquare relu reshape resize rotaryembedding shape sigmoid slice spacetodepth split squeeze sub tanh "
+    "transpose unsqueeze upsample"
 ).split()
 
 _STAND_IN = "not_read"

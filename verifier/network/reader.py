@@ -7,6 +7,7 @@ constants, so all shape arithmetic, are folded while building; nodes that no out
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from verifier.network.normalise import normalise
 from verifier.query import Variable
 
 _OWN_DOMAINS = ("", "ai.onnx")
+_MAX_ELEMENTS = 2**30
+"""A tensor with more elements is refused: one evaluation in float64 would take 8 GiB for it alone."""
 _INPUT_TYPES = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
 
 
@@ -160,11 +163,12 @@ class _Translation:
         except UnsupportedError as error:
             self._refuse(node, str(error))
             return
-        except (ValueError, RuntimeError, IndexError) as error:
+        except (ValueError, RuntimeError, IndexError, OverflowError, MemoryError) as error:
             shapes = [list(self._build.shape(i)) for i in operands if i is not None]
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{self._name}: {title} does not fit its operands of shapes {shapes}: {reason}") from error
         for tensor, index in zip(node.output, results, strict=False):
+            _limit(self._build.shape(index), f"{self._name}: {title}")
             if tensor:
                 self._publish(tensor, index)
         for position, tensor in enumerate(node.output):
@@ -218,6 +222,7 @@ def _inputs(graph: onnx.GraphProto, name: str, dims: Mapping[str, int]) -> tuple
         if not kind.HasField("shape"):
             raise UnsupportedError(f"{name}: input {value.name!r} declares no shape; export the model with one")
         shape = tuple(dims.get(d.dim_param, 1) if d.dim_value <= 0 else int(d.dim_value) for d in kind.shape.dim)
+        _limit(shape, f"{name}: input {value.name!r}")
         symbols.update(d.dim_param for d in kind.shape.dim if d.dim_param)
         result.append(Variable(value.name, dtype, shape, start))
         start += result[-1].size
@@ -225,6 +230,11 @@ def _inputs(graph: onnx.GraphProto, name: str, dims: Mapping[str, int]) -> tuple
         raise InputError(f"{name}: the model has no input")
     _check_dims(dims, symbols, name)
     return tuple(result)
+
+
+def _limit(shape: Shape, where: str) -> None:
+    if math.prod(shape) > _MAX_ELEMENTS:
+        raise UnsupportedError(f"{where} has shape {list(shape)}: more than {_MAX_ELEMENTS} elements")
 
 
 def _check_dims(dims: Mapping[str, int], symbols: set[str], name: str) -> None:

@@ -202,6 +202,16 @@ def test_inputs_of_other_kinds(kind: int, shape: Shape | None) -> None:
         read_network(model.SerializeToString())
 
 
+def test_tensors_of_absurd_size_are_refused_before_they_exist() -> None:
+    relu = helper.make_node("Relu", ["x"], ["y"])
+    with pytest.raises(UnsupportedError, match="input 'x' has shape"):
+        read_network(make([relu], {"x": [1 << 20, 1 << 20]}, ["y"]).SerializeToString())
+    grown = [helper.make_node("Expand", ["x", "s"], ["y"], name="grow")]
+    sizes = {"s": np.array([1 << 20, 1 << 20], np.int64)}
+    with pytest.raises(UnsupportedError, match="'grow'.*has shape"):
+        read_network(make(grown, {"x": [1, 1]}, ["y"], sizes).SerializeToString())
+
+
 def test_no_input_at_all() -> None:
     model = make([helper.make_node("Relu", ["w"], ["y"])], {}, ["y"], {"w": np.ones(2, np.float32)})
     with pytest.raises(InputError, match="no input"):
@@ -217,13 +227,19 @@ def test_shapes_that_do_not_fit_name_the_node() -> None:
 
 def test_local_functions_are_written_out() -> None:
     function = helper.make_function(
-        "local", "Twice", ["a"], ["c"],
+        "local",
+        "Twice",
+        ["a"],
+        ["c"],
         [helper.make_node("Add", ["a", "a"], ["b"]), helper.make_node("Relu", ["b"], ["c"])],
         [helper.make_opsetid("", 13)],
     )
     model = make(
-        [helper.make_node("Twice", ["x"], ["y"], domain="local")], {"x": [1, 2]}, ["y"],
-        imports=[helper.make_opsetid("local", 1)], functions=[function],
+        [helper.make_node("Twice", ["x"], ["y"], domain="local")],
+        {"x": [1, 2]},
+        ["y"],
+        imports=[helper.make_opsetid("local", 1)],
+        functions=[function],
     )
     network = read_network(model.SerializeToString())
     assert network.graph.evaluate(torch.tensor([[[-1.0, 2.0]]]))[0].tolist() == [[[0.0, 4.0]]]
