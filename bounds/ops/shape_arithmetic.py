@@ -5,14 +5,18 @@ Every shape is static, so the shape arithmetic that exporters write into a model
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 
 from bounds.ops import reading
 from bounds.ops.base import BuilderLike, OnnxName, OnnxNode, Rewritten
 
-_FLOATS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
-_INTEGERS = {2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool}
+_FLOATS = MappingProxyType({1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16})
+_INTEGERS = MappingProxyType(
+    {2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool}
+)
 
 
 class Constant(Rewritten):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from bounds.graph import Graph, Node
     from verifier.network.reader import Network
 
-_SHARE = {"float32": 1e-4, "float64": 1e-10}
+_SHARE = MappingProxyType({"float32": 1e-4, "float64": 1e-10})
 _COMPUTED = 2**29 / _SHARE["float32"]
 """A float64 error bound as a share of a size: 2^29 times larger in float32."""
 OUTPUTS_ONLY_FROM = 2**29

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from verifier.errors import InputError, UnsupportedError
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
-_INTEGERS: dict[int, type[np.generic]] = {
+_INTEGERS: Mapping[int, type[np.generic]] = MappingProxyType({
     TensorProto.INT64: np.int64,
     TensorProto.INT32: np.int32,
     TensorProto.INT16: np.int16,
@@ -25,7 +26,7 @@ _INTEGERS: dict[int, type[np.generic]] = {
     TensorProto.UINT16: np.int64,
     TensorProto.UINT32: np.int64,
     TensorProto.UINT64: np.int64,
-}
+})
 
 
 def tensor(proto: TensorProto, where: str) -> Tensor:
@@ -82,7 +83,7 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
 
-_DECODERS: dict[int, Callable[[AttributeProto], Any]] = {
+_DECODERS: Mapping[int, Callable[[AttributeProto], Any]] = MappingProxyType({
     AttributeProto.FLOAT: lambda a: float(a.f),
     AttributeProto.INT: lambda a: int(a.i),
     AttributeProto.STRING: lambda a: _text(a.s),
@@ -91,4 +92,4 @@ _DECODERS: dict[int, Callable[[AttributeProto], Any]] = {
     AttributeProto.INTS: lambda a: [int(v) for v in a.ints],
     AttributeProto.STRINGS: lambda a: [_text(v) for v in a.strings],
     AttributeProto.TENSORS: lambda a: [tensor(t, f"attribute {a.name}") for t in a.tensors],
-}
+})
