@@ -162,9 +162,6 @@ class Div(_Binary):
     def forward(self, *operands: Tensor) -> Tensor:
         return operands[0] / operands[1]
 
-    def absolute(self, *operands: Tensor) -> Tensor:
-        return operands[0] / operands[1].abs()
-
     def pullback(self, rows: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor:
         divisor = operands[1]
         assert position == 0 and divisor is not None

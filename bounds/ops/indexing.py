@@ -152,6 +152,12 @@ class Gather(Affine):
         (low, high), (index, _) = operands
         return self.forward(low, index), self.forward(high, index)
 
+    def pullback(self, rows: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor:
+        index = operands[1]
+        assert position == 0 and index is not None
+        flat = rows.reshape(rows.shape[0], *shape[: self.axis], index.numel(), *shape[self.axis + 1 :])
+        return rows.new_zeros((rows.shape[0], *shape)).index_add_(self.axis + 1, index.flatten(), flat)
+
 
 @dataclass(frozen=True, slots=True)
 class Expand(Affine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -29,6 +30,9 @@ class ReduceSum(Affine):
     def accumulation(self, *shapes: Shape) -> int:
         return reading.product(tuple(shapes[0][a] for a in self.axes)) + 1
 
+    def pullback(self, rows: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor:
+        return _spread(rows, self.axes, shape)
+
 
 @dataclass(frozen=True, slots=True)
 class ReduceMean(Affine):
@@ -49,6 +53,9 @@ class ReduceMean(Affine):
     def accumulation(self, *shapes: Shape) -> int:
         return reading.product(tuple(shapes[0][a] for a in self.axes)) + 2
 
+    def pullback(self, rows: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor:
+        return _spread(rows / reading.product(tuple(shape[a] for a in self.axes)), self.axes, shape)
+
 
 class GlobalAveragePool(Rewritten):
     """The mean over all spatial axes."""
@@ -61,6 +68,12 @@ class GlobalAveragePool(Rewritten):
         x = reading.operand(node, 0)
         spatial = tuple(range(2, len(build.shape(x))))
         return (build.add(ReduceMean(spatial, True), x, name=node.name) if spatial else x,)
+
+
+def _spread(rows: Tensor, axes: tuple[int, ...], shape: Shape) -> Tensor:
+    """Rows ``[R, *out]`` (reduced axes kept or not) repeated along the reduced axes: ``[R, *shape]``."""
+    kept = (1 if a in axes else n for a, n in enumerate(shape))
+    return rows.reshape(rows.shape[0], *kept).expand(rows.shape[0], *shape)
 
 
 def _read(node: OnnxNode, build: BuilderLike) -> tuple[int, tuple[int, ...], bool]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bounds.ops import reading
 from bounds.ops.base import BuilderLike, Interval, Line, OnnxName, OnnxNode, Relaxation
 from bounds.ops.univariate import PiecewiseLinear
 from bounds.rounding import Rounding
@@ -23,8 +24,7 @@ class Relu(PiecewiseLinear):
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
-        assert node.inputs[0] is not None
-        return (build.add(cls(), node.inputs[0], name=node.name),)
+        return (build.add(cls(), reading.operand(node, 0), name=node.name),)
 
     def forward(self, *operands: Tensor) -> Tensor:
         return torch.relu(operands[0])

@@ -275,6 +275,25 @@ def test_loose_means_a_gap(example: Example) -> None:
     assert bool((loose | (gap <= 1e-9 * (1 + middle.abs() * 2))).all())
 
 
+@dataclass(frozen=True, slots=True)
+class Clumsy(Tanh):
+    """Its stationary points are off by a lot: only the bound of the excess keeps its lines sound."""
+
+    def stationary(self, slope: Tensor) -> Tensor:
+        return Tanh.stationary(self, slope) + torch.linspace(-1.0, 1.5, slope.shape[0]).to(slope).unsqueeze(1)
+
+
+def test_stationary_points_need_not_be_accurate() -> None:
+    count = 60
+    low = torch.linspace(-3.0, 0.3, count).double().unsqueeze(1)
+    variable = [(low, low + torch.linspace(3.5, 0.1, count).double().unsqueeze(1))]
+    slopes = torch.full_like(low, 0.3)
+    lines = Clumsy().relaxation(variable, Rounding.of(torch.float64), (slopes, slopes))
+    place = float(Tanh().stationary(slopes)[0])
+    example = Example(Clumsy(), mpmath.tanh, (place, -place))
+    check_lines(example, variable, lines)
+
+
 @pytest.mark.parametrize("op", [Sigmoid(), Tanh()], ids=str)
 @hypothesis_settings(max_examples=50)
 @given(st.floats(-60, 60), st.floats(0, 80), st.floats(0, 1), st.floats(0, 1), st.booleans())
