@@ -14,6 +14,8 @@ counts is one deciding pass afterwards with the slopes, multipliers and weights 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -290,15 +292,20 @@ def recast(plan: Plan, state: State) -> State:
     return State(state.box.to(plan.dtype), bounds, relaxations, {}, {}, state.floor.to(plan.dtype))
 
 
-def optimised(search: Plan, steps: int) -> Tighten:
+def optimised(search: Plan, steps: int, until: float = math.inf) -> Tighten:
     """A ``Tighten`` that lets every row ascend for itself in the plan ``search`` (no error terms), then decides with
-    one walk of the given plan. Stable neurons stop early: a positive bound is all that is asked of a row."""
+    one walk of the given plan. Stable neurons stop early: a positive bound is all that is asked of a row.
+
+    Rows whose turn comes after ``until`` (``time.monotonic()``) are left as they are (-inf: nothing gained).
+    """
 
     def tighten(plan: Plan, state: State, node: int, units: Selection, owner: Tensor) -> Tensor:
         rough = recast(search, state)
-        result = torch.empty(owner.shape[0], dtype=plan.dtype, device=plan.device)
+        result = torch.full((owner.shape[0],), -torch.inf, dtype=plan.dtype, device=plan.device)
         step = max(1, chunk_rows(plan) // 4)
         for start in range(0, owner.shape[0], step):
+            if time.monotonic() > until:
+                break
             part = slice(start, start + step)
             rows = Selection(units.index[part], units.sign[part], units.shape).dense()
             mine = by_rows(rough, owner[part])

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bounds.backward import State
 from bounds.plan import Plan, prepare
 from bounds.rounding import Rounding
 from verifier.attacks.search import candidates
 from verifier.branch.activation_split import ActivationSplit
 from verifier.branch.input_split import InputSplit
 from verifier.branch.problem import Problem, Step
-from verifier.branch.root import refine, screen
+from verifier.branch.root import real_status, refine, screen
 from verifier.errors import InputError
 from verifier.query import Query
 from verifier.replay import Replayer
@@ -114,13 +115,14 @@ def verify(
     place = _device(device)
     strategy = choose(features(query), seed) if strategy is None else strategy
     with torch.no_grad(), _plain_products():
+        exact = prepare(query.graph, torch.float64, place, Rounding.of(torch.float64))
         run = _Run(
             query,
             Problem.of(query, place),
             prepare(query.graph, torch.float32, place),
-            prepare(query.graph, torch.float64, place, Rounding.of(torch.float64)),
+            exact,
             strategy,
-            Replayer(query),
+            Replayer(query, lambda query, point, clause: real_status(query, exact, point, clause)),
             start,
             math.inf if timeout is None else start + timeout,
             report,
@@ -167,21 +169,22 @@ def _split_activations(run: _Run) -> Verdict:
     """Bound all boxes at once; those that stay open one by one, with better bounds and splits."""
     run.enter("root bounds")
     problem, plan = run.problem, run.strategy.activation_split
-    open_tasks: list[tuple[int, Tensor]] = []
+    open_tasks: list[tuple[int, Tensor, State | None]] = []
     for done, part in screen(problem, run.exact):
         run.refuted += part.refuted
         run.margin = min(run.margin, part.least_margin)
-        open_tasks += part.open
+        open_tasks += [(task, alive, part.state) for task, alive in part.open]
         run.open_share = (len(open_tasks) + problem.tasks - done) / problem.tasks
         run.bound = min((p.bound for p in [part] if p.open), default=run.bound)
         run.progress(len(open_tasks))
         if run.expired():
             return _open(run, "")
     stuck = 0
-    for k, (task, alive) in enumerate(open_tasks):
+    for k, (task, alive, state) in enumerate(open_tasks):
         run.enter("activation split")
-        left = math.inf if math.isinf(run.deadline) else run.deadline - time.monotonic()
-        root = refine(problem, run.rough, run.exact, task, plan, left)
+        now = time.monotonic()
+        until = now + plan.intermediate_share * (run.deadline - now)
+        root = refine(problem, (run.rough, run.exact), task, plan.intermediate_steps, until, state)
         search = ActivationSplit(problem, run.rough, run.exact, root, task, alive, plan)
         last = run.follow(search.run(), 1 / problem.tasks, (len(open_tasks) - k - 1) / problem.tasks)
         if run.expired() and (last is None or last.open_subproblems):

@@ -36,8 +36,8 @@ class SplitPlan:
 
 @dataclass(frozen=True, slots=True)
 class AscentPlan:
-    """Activation splits. ``intermediate_steps``: ascent steps for each unstable neuron at the root, at most, within
-    ``intermediate_share`` of the time left; ``root_steps`` for the clauses at the root, ``steps`` for each
+    """Activation splits. ``intermediate_steps``: ascent steps for each unstable neuron at the root, as far as
+    ``intermediate_share`` of the time left allows; ``root_steps`` for the clauses at the root, ``steps`` for each
     subproblem, ``last_steps`` for one with nothing left to split; ``batch`` parents a round."""
 
     intermediate_steps: int = 20

@@ -1,21 +1,26 @@
-"""Bounds of whole boxes before any split: a first look at all of them, and better bounds for one that stays open."""
+"""Bounds without any split: a first look at all boxes, better bounds for one that stays open, and one point alone."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bounds.ascent import optimised
 from bounds.backward import State, backward, concretize
+from bounds.box import Box
 from bounds.layouts import Owner
 from bounds.plan import Plan
 from bounds.propagate import crown, propagate
 from verifier.branch.problem import Literals, Problem, outward
-from verifier.strategy import AscentPlan
+from verifier.query import Query
 
 BATCH_ELEMENTS = 1 << 20
 """Elements of all nodes of a batch of boxes in the first look."""
@@ -24,12 +29,13 @@ BATCH_ELEMENTS = 1 << 20
 @dataclass(frozen=True, slots=True, eq=False)
 class Screened:
     """Of one batch: ``open`` tasks with the mask ``[C]`` of their open clauses, the number of refuted tasks, the least
-    margin of a refutation, and the least bound of what is open."""
+    margin of a refutation, the least bound of what is open, and the proven state where the batch is a single box."""
 
     open: list[tuple[int, Tensor]]
     refuted: int
     least_margin: float
     bound: float
+    state: State | None
 
 
 def screen(problem: Problem, plan: Plan) -> Iterator[tuple[int, Screened]]:
@@ -42,8 +48,7 @@ def screen(problem: Problem, plan: Plan) -> Iterator[tuple[int, Screened]]:
 
 
 def _screen(problem: Problem, plan: Plan, task: Tensor) -> Screened:
-    box = problem.box[task]
-    boxes = outward(problem.lower[box], problem.upper[box], plan)
+    boxes = _boxes(problem, plan, task)
     state, crossed = propagate(plan, boxes, tighten=crown)
     literals = Literals.of(problem, task)
     rows = problem.rows(literals.columns, plan)
@@ -58,21 +63,46 @@ def _screen(problem: Problem, plan: Plan, task: Tensor) -> Screened:
         int((~open_).sum()),
         float(refuted.amin()) if refuted.numel() else float("inf"),
         float(margins[open_].amin()) if bool(open_.any()) else float("inf"),
+        state if task.shape[0] == 1 else None,
     )
 
 
-def refine(problem: Problem, rough: Plan, exact: Plan, task: int, options: AscentPlan, seconds: float) -> State:
-    """The proven state of one task's box: CROWN bounds, then each unstable neuron's own ascent as far as
-    ``options.intermediate_share`` of the ``seconds`` left allows."""
-    box = problem.box[task : task + 1] if isinstance(task, int) else problem.box[task]
-    boxes = outward(problem.lower[box], problem.upper[box], exact)
-    start = time.monotonic()
-    state, _ = propagate(exact, boxes, tighten=crown)
-    spent = time.monotonic() - start
-    allowed = seconds * options.intermediate_share / max(spent, 1e-4) - 1
-    steps = min(options.intermediate_steps, int(allowed))
-    if steps < 1:
+def _boxes(problem: Problem, plan: Plan, task: Tensor) -> Box:
+    box = problem.box[task]
+    return outward(problem.lower[box], problem.upper[box], plan)
+
+
+def refine(problem: Problem, plans: tuple[Plan, Plan], task: int, steps: int, until: float, state: State | None) -> State:
+    """The proven state of one task's box: CROWN bounds (or ``state``, where they are known), then ``steps`` of ascent
+    for each unstable neuron, layer by layer, until the time ``until``. ``plans``: for search and for proof."""
+    rough, exact = plans
+    boxes = _boxes(problem, exact, torch.tensor([task], device=exact.device))
+    if state is None:
+        state, _ = propagate(exact, boxes, tighten=crown)
+    if steps < 1 or time.monotonic() > until:
         return state
     inherited = {i: state.bounds[i] for i in exact.watched}
-    state, _ = propagate(exact, boxes, inherited=inherited, tighten=optimised(rough, steps))
+    state, _ = propagate(exact, boxes, inherited=inherited, tighten=optimised(rough, steps, until))
     return state
+
+
+def real_status(query: Query, exact: Plan, point: np.ndarray, clause: int) -> Literal["violated", "holds", "open"]:
+    """Whether a clause is true at a point in exact real arithmetic, from a rigorous enclosure of the forms there."""
+    x = torch.from_numpy(point.astype(np.float64)).to(exact.device).unsqueeze(0)
+    state, _ = propagate(exact, Box(x, x))
+    low, high = (end[0].tolist() for end in state.bounds[exact.output])
+    specification = query.specification
+    first, last = specification.literals_of[clause], specification.literals_of[clause + 1]
+    certain = True
+    for k in range(first, last):
+        form, sign = specification.form[k], int(specification.sign[k])
+        rhs = sign * specification.constants[specification.rhs[k]]
+        ends = sorted((sign * low[form], sign * high[form]))
+        if not all(math.isfinite(e) for e in ends):
+            return "open"
+        least, most = Fraction(ends[0]), Fraction(ends[1])
+        strict = bool(specification.strict[k])
+        if least > rhs or (strict and least >= rhs):
+            return "holds"
+        certain &= most < rhs or (not strict and most <= rhs)
+    return "violated" if certain else "open"
