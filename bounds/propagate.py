@@ -75,11 +75,11 @@ def propagate(
         draft.bounds[node.id] = interval
         if charge is not None:
             draft.charges[node.id] = charge
+        if node.id in plan.relaxed:  # first: what reads it directly tightens it through its own lines
+            relax(plan, draft.bounds, node, draft.relaxations, draft.charges)
         if node.id in plan.watched:
             _watch(draft, node, inherited, tighten)
         _measure(draft, node.id)
-        if node.id in plan.relaxed:
-            relax(plan, draft.bounds, node, draft.relaxations, draft.charges)
         if plan.rounding is not None:
             draft.floor = draft.floor + _underflow(draft, node)
     return draft.state(), draft.crossed
