@@ -47,14 +47,15 @@ def check_network(network: Network) -> None:
     if len(network.model) < OUTPUTS_ONLY_FROM:
         names = _comparable(network)
     session = _session(network, names)
-    for point in _points(network):
-        feed = {v.name: x for v, x in zip(network.inputs, point, strict=True)}
+    points = _points(network)
+    runs = []
+    for point in zip(*points, strict=True):
         try:
-            found = session.run(names, feed)
+            runs.append(session.run(names, dict(zip([v.name for v in network.inputs], point, strict=True))))
         except Exception as error:  # onnxruntime raises classes of its own without a public base
             raise UnsupportedError(f"{network.path}: onnxruntime cannot run the model: {_line(error)}") from error
-        theirs = {n: _tensor(a) for n, a in zip(names, found, strict=True)}
-        _compare(network, theirs, point)
+    theirs = {name: torch.stack([_tensor(a) for a in found]) for name, *found in zip(names, *runs, strict=True)}
+    _compare(network, theirs, [torch.from_numpy(x).double() for x in points])
 
 
 def _comparable(network: Network) -> list[str]:
@@ -92,17 +93,22 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _points(network: Network) -> list[list[np.ndarray]]:
+def _points(network: Network) -> list[np.ndarray]:
+    """For each input the values at both points, ``[2, *shape]``."""
     generator = np.random.default_rng(0)
-    uniform = [generator.random(v.shape).astype(v.dtype) for v in network.inputs]
-    normal = [generator.standard_normal(v.shape).astype(v.dtype) for v in network.inputs]
-    return [uniform, normal]
+    return [
+        np.stack([generator.random(v.shape), generator.standard_normal(v.shape)]).astype(v.dtype)
+        for v in network.inputs
+    ]
 
 
-def _compare(network: Network, theirs: dict[str, Tensor], point: list[np.ndarray]) -> None:
-    """Walk the graph; a named node's value is replaced by onnxruntime's once it has been compared."""
+def _compare(network: Network, theirs: dict[str, Tensor], points: list[Tensor]) -> None:
+    """Walk the graph; a named node's value is replaced by onnxruntime's once it has been compared.
+
+    ``theirs`` and ``points`` are ``[2, *shape]``; constants are the same at both points.
+    """
     graph, where = network.graph, str(network.path or "model")
-    values = dict(zip(graph.inputs, (torch.from_numpy(x).double().unsqueeze(0) for x in point), strict=True))
+    values = dict(zip(graph.inputs, points, strict=True))
     outputs = [(graph.nodes[i], v.name) for i, v in zip(graph.outputs, network.outputs, strict=True)]
     # An output may be computed by a node that bears another tensor's name.
     aliases = {node.id: theirs[name] for node, name in outputs}
@@ -117,13 +123,13 @@ def _compare(network: Network, theirs: dict[str, Tensor], point: list[np.ndarray
         reference = theirs.get(node.name) if node.name else None
         reference = aliases.get(node.id) if reference is None else reference
         if reference is not None:
-            reference = reference.unsqueeze(0) if operands else reference
+            reference = reference if operands else reference[0]
             _compare_node(node, ours, reference, scale, where)
             values[node.id] = reference.to(ours.dtype)
         elif operands:
             sizes[node.id] = scale
     for node, name in outputs:
-        reference = theirs[name] if node.id in graph.constants else theirs[name].unsqueeze(0)
+        reference = theirs[name][0] if node.id in graph.constants else theirs[name]
         ours = values[node.id]
         _compare_node(replace(node, name=name), ours, reference, _magnitude(ours), where)
 
@@ -140,9 +146,10 @@ def _compare_node(node: Node, ours: Tensor, theirs: Tensor, scale: Tensor, where
     wrong = _beyond(ours, theirs, scale)
     if bool(wrong.any()):
         at = tuple(int(i) for i in wrong.nonzero()[0])
+        place = list(at[ours.dim() - len(node.shape) :])
         raise InternalError(
-            f"{what} disagrees with onnxruntime at index {list(at[1:])}: {float(ours[at])!r} here, "
-            f"{float(theirs[at])!r} there; please report it (no verdict is given)"
+            f"{what} disagrees with onnxruntime at index {place}: {float(ours[at])!r} here, {float(theirs[at])!r} there; "
+            "please report it (no verdict is given)"
         )
 
 

@@ -15,18 +15,20 @@ from torch import Tensor
 from verifier.errors import InputError, UnsupportedError
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
-_INTEGERS: Mapping[int, type[np.generic]] = MappingProxyType({
-    TensorProto.INT64: np.int64,
-    TensorProto.INT32: np.int32,
-    TensorProto.INT16: np.int16,
-    TensorProto.INT8: np.int8,
-    TensorProto.UINT8: np.uint8,
-    TensorProto.BOOL: np.bool_,
-    # torch does little arithmetic on wider unsigned types: their values are kept, in int64.
-    TensorProto.UINT16: np.int64,
-    TensorProto.UINT32: np.int64,
-    TensorProto.UINT64: np.int64,
-})
+_INTEGERS: Mapping[int, type[np.generic]] = MappingProxyType(
+    {
+        TensorProto.INT64: np.int64,
+        TensorProto.INT32: np.int32,
+        TensorProto.INT16: np.int16,
+        TensorProto.INT8: np.int8,
+        TensorProto.UINT8: np.uint8,
+        TensorProto.BOOL: np.bool_,
+        # torch does little arithmetic on wider unsigned types: their values are kept, in int64.
+        TensorProto.UINT16: np.int64,
+        TensorProto.UINT32: np.int64,
+        TensorProto.UINT64: np.int64,
+    }
+)
 
 
 def tensor(proto: TensorProto, where: str) -> Tensor:
@@ -83,13 +85,15 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
 
-_DECODERS: Mapping[int, Callable[[AttributeProto], Any]] = MappingProxyType({
-    AttributeProto.FLOAT: lambda a: float(a.f),
-    AttributeProto.INT: lambda a: int(a.i),
-    AttributeProto.STRING: lambda a: _text(a.s),
-    AttributeProto.TENSOR: lambda a: tensor(a.t, f"attribute {a.name}"),
-    AttributeProto.FLOATS: lambda a: [float(v) for v in a.floats],
-    AttributeProto.INTS: lambda a: [int(v) for v in a.ints],
-    AttributeProto.STRINGS: lambda a: [_text(v) for v in a.strings],
-    AttributeProto.TENSORS: lambda a: [tensor(t, f"attribute {a.name}") for t in a.tensors],
-})
+_DECODERS: Mapping[int, Callable[[AttributeProto], Any]] = MappingProxyType(
+    {
+        AttributeProto.FLOAT: lambda a: float(a.f),
+        AttributeProto.INT: lambda a: int(a.i),
+        AttributeProto.STRING: lambda a: _text(a.s),
+        AttributeProto.TENSOR: lambda a: tensor(a.t, f"attribute {a.name}"),
+        AttributeProto.FLOATS: lambda a: [float(v) for v in a.floats],
+        AttributeProto.INTS: lambda a: [int(v) for v in a.ints],
+        AttributeProto.STRINGS: lambda a: [_text(v) for v in a.strings],
+        AttributeProto.TENSORS: lambda a: [tensor(t, f"attribute {a.name}") for t in a.tensors],
+    }
+)
