@@ -39,6 +39,7 @@ class Numbers(Sequence[Fraction]):
     """Distinct exact numbers in ascending order; an index is a rank."""
 
     __slots__ = ("_near", "_values")
+    _near: np.ndarray
 
     def __init__(self, ascending: Iterable[Exact], near: np.ndarray | None = None) -> None:
         self._values: tuple[Exact, ...] = ascending._values if isinstance(ascending, Numbers) else tuple(ascending)

@@ -29,7 +29,7 @@ _CODES = MappingProxyType({"<=": 0, ">=": GREATER, "<": STRICT, ">": GREATER | S
 _COMPARISONS = frozenset({*_CODES, "=", "==", "!="})
 _ARITHMETIC = MappingProxyType({"+": terms.add, "-": terms.subtract, "*": terms.multiply})
 _IGNORED = frozenset({"set-logic", "set-info", "set-option", "check-sat", "get-model", "exit"})
-_UNSUPPORTED = frozenset({"not", "=>", "ite", "let", "xor", "distinct", "forall", "exists", "implies"})
+_UNSUPPORTED = frozenset({"not", "=>", "ite", "let", "xor", "distinct", "forall", "exists", "implies", "/"})
 _INSIDE_NETWORK = frozenset({"declare-input", "declare-output", "declare-hidden", "equal-to", "isomorphic-to"})
 _COMMANDS = frozenset({"declare-const", "declare-fun", "declare-network", "vnnlib-version"}) | _IGNORED
 _MAX_TERM_DEPTH = 1000
@@ -146,14 +146,15 @@ class _Parser:
             self._rhs.append(pair[1])
             return
         word, symbol = left.split(None, 1)
+        place = match.end(1) - len(symbol)
         count = len(self._head)
         if number is None:
-            operands = self._operand(symbol, match.start(1)), self._operand(right, match.start(2))
+            operands = self._operand(symbol, place), self._operand(right, match.start(2))
             self._literal(word, *operands)
             if len(self._head) == count + 1 and operands[1].terms:
                 self._pairs[left, right] = self._head[-1], self._rhs[-1]
             return
-        form = terms.variable_form(self._variable(symbol, match.start(1)))
+        form = terms.variable_form(self._variable(symbol, place))
         self._heads[left] = 4 * self._form(form) + _CODES[word]
         self._atom(match, left, right)
 
@@ -164,9 +165,8 @@ class _Parser:
             self._open_formula(frame)
         elif kind <= _TERM:
             if word not in _ARITHMETIC:
-                wrong = word in _COMPARISONS or word in ("and", "or") or not word
                 place = self._source.at(start)
-                raise self._failure(wrong)(f"{place}: {word or '('!r} in a term: only + - * are supported")
+                raise self._failure(word)(f"{place}: {word or '('!r} in a term: only + - * are supported")
             if len(self._frames) > _MAX_TERM_DEPTH and self._kinds[-_MAX_TERM_DEPTH] == _TERM:
                 raise UnsupportedError(f"{self._source.at(start)}: arithmetic nested deeper than {_MAX_TERM_DEPTH}")
             self._push(_TERM, frame)
@@ -189,9 +189,10 @@ class _Parser:
         elif word in _COMPARISONS:
             self._push(_COMPARISON, frame)
         else:
-            raise self._failure(word not in _UNSUPPORTED)(
+            missing = f"; is a ')' missing before it ({self._place()})?" if word in ("assert", *_COMMANDS) else ""
+            raise self._failure(word)(
                 f"{self._source.at(frame.start)}: {word or '('!r} is not supported as a formula; "
-                "expected and, or, or a comparison"
+                f"expected and, or, or a comparison{missing}"
             )
 
     def _open_in_command(self, frame: _Frame) -> None:
@@ -331,8 +332,8 @@ class _Parser:
         self._values.append(value)
         return len(self._values) - 1
 
-    def _failure(self, wrong: bool) -> type[InputError] | type[UnsupportedError]:
-        return InputError if wrong else UnsupportedError
+    def _failure(self, word: str) -> type[InputError] | type[UnsupportedError]:
+        return UnsupportedError if word in _UNSUPPORTED else InputError
 
     def _place(self) -> str:
         word = self._frames[-1].word

@@ -46,7 +46,7 @@ def write_assignments(specification: Specification, found: Counterexample, folde
     written = []
     for v, values in _assignments(specification, found):
         path = folder / f"{v.name}.pb"
-        tensor = numpy_helper.from_array(np.ascontiguousarray(values.reshape(v.shape)), v.name)
+        tensor = numpy_helper.from_array(values.reshape(v.shape), v.name)
         path.write_bytes(tensor.SerializeToString())
         written.append(path)
     return tuple(written)
