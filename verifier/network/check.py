@@ -148,8 +148,8 @@ def _compare_node(node: Node, ours: Tensor, theirs: Tensor, scale: Tensor, where
         at = tuple(int(i) for i in wrong.nonzero()[0])
         place = list(at[ours.dim() - len(node.shape) :])
         raise InternalError(
-            f"{what} disagrees with onnxruntime at index {place}: {float(ours[at])!r} here, {float(theirs[at])!r} there; "
-            "please report it (no verdict is given)"
+            f"{what} disagrees with onnxruntime at index {place}: {float(ours[at])!r} here, "
+            f"{float(theirs[at])!r} there; please report it (no verdict is given)"
         )
 
 
