@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bounds.box import Box
 from bounds.graph import Node
-from bounds.layouts import Owner, Rows, Selection, Window
+from bounds.layouts import Owner, Rows, Selection, Window, flat
 from bounds.ops.base import Affine, Interval, Line, Relaxation
 from bounds.plan import Plan
 
@@ -158,7 +158,7 @@ def backward(
 
 def _weigh(rows: Rows, values: Tensor) -> Tensor:
     """``|rows| . values`` per row, for values over the node."""
-    return rows.values.flatten(1).abs() @ rows.crop(values).flatten()
+    return flat(rows.values).abs() @ rows.crop(values).flatten()
 
 
 def _start(
@@ -205,7 +205,7 @@ def _over_affine(walk: _Walk, node: Node, rows: Rows) -> None:
     assert isinstance(op, Affine)
     walk.charge(node.id, rows)
     if node.id in plan.offset:
-        walk.contribute(rows.values.flatten(1) @ rows.crop(plan.offset[node.id]).flatten())
+        walk.contribute(flat(rows.values) @ rows.crop(plan.offset[node.id]).flatten())
     operands = plan.operands[node.id]
     for position, (source, constant) in enumerate(zip(node.inputs, operands, strict=True)):
         if constant is None:
@@ -261,11 +261,11 @@ def _offsets(owner: Owner, rows: Tensor, lower: Line, upper: Line) -> Tensor:
 def _dot(owner: Owner, rows: Tensor, values: Tensor) -> Tensor:
     viewed, offsets = owner.of(values, rows)
     if owner.index is None:
-        product = torch.matmul(viewed.flatten(2), offsets.flatten(2).transpose(1, 2))
+        product = torch.matmul(flat(viewed, 2), flat(offsets, 2).transpose(1, 2))
         return product.reshape(-1)
     if offsets.shape[0] == 1:
-        return rows.flatten(1) @ offsets.flatten()
-    return (rows.flatten(1) * offsets.flatten(1)).sum(1)
+        return flat(rows) @ offsets.flatten()
+    return (flat(rows) * flat(offsets)).sum(1)
 
 
 def _apply_split(walk: _Walk, split: Split, index: int) -> Rows:
@@ -277,7 +277,7 @@ def _apply_split(walk: _Walk, split: Split, index: int) -> Rows:
     if rounding is not None:
         walk.error = walk.error + _weigh(moved, walk.state.sizes[index]) * (2 * rounding.unit)
     if split.point is not None:
-        product = (signed * walk.owner.of(split.point, rows)[1]).expand(viewed.shape).reshape(rows.shape).flatten(1)
+        product = flat((signed * walk.owner.of(split.point, rows)[1]).expand(viewed.shape).reshape(rows.shape))
         walk.contribute(product.sum(1))
         if rounding is not None:
             walk.error = walk.error + product.abs().sum(1) * rounding.gamma(product.shape[1] + 4)

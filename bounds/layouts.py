@@ -110,6 +110,11 @@ class Rows:
         return Rows(self.window.within(self.values, frame) + other.window.within(other.values, frame), frame)
 
 
+def flat(values: Tensor, leading: int = 1) -> Tensor:
+    """All axes behind the leading ones as one (a scalar node has one element)."""
+    return values.unsqueeze(-1).flatten(leading)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
     """Unit rows: row r has ``sign[r]`` at flat element ``index[r]`` of a node of ``shape``, and zero elsewhere."""

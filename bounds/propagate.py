@@ -18,7 +18,7 @@ from bounds.backward import State, backward, concretize
 from bounds.box import Box
 from bounds.graph import Node
 from bounds.interval import node_interval, relaxed_charge, size
-from bounds.layouts import Owner, Selection, Window
+from bounds.layouts import Owner, Selection, Window, flat
 from bounds.ops.base import Interval, Relaxation
 from bounds.ops.univariate import Univariate
 from bounds.plan import Plan
@@ -155,10 +155,10 @@ def _watch(draft: _Draft, node: Node, inherited: Mapping[int, Interval] | None, 
     if tighten is not None and node.id not in draft.plan.direct:
         draft.bounds[node.id] = (low, high)
         loose = _loose(draft, node)
-        where = loose.flatten(1).nonzero()
+        where = flat(loose).nonzero()
         if where.shape[0]:
             low, high = _tightened(draft, node, where, tighten)
-    crossing = (low > high).flatten(1).any(1)
+    crossing = flat(low > high).any(1)
     draft.crossed |= crossing
     if bool(crossing.any()):  # keep the lines valid: the hull of both
         low, high = torch.minimum(low, high), torch.maximum(low, high)
@@ -189,7 +189,7 @@ def _tightened(draft: _Draft, node: Node, where: Tensor, tighten: Tighten) -> In
     units = Selection(torch.cat([index, index]), torch.cat([one, -one]), node.shape)
     found = tighten(draft.plan, draft.state(), node.id, units, torch.cat([owner, owner]))
     below, above = found.chunk(2)
-    low, high = low.flatten(1).clone(), high.flatten(1).clone()
+    low, high = flat(low).clone(), flat(high).clone()
     low[owner, index] = torch.maximum(low[owner, index], _informative(below))
     high[owner, index] = torch.minimum(high[owner, index], -_informative(above))
     return low.reshape(-1, *node.shape), high.reshape(-1, *node.shape)

@@ -21,6 +21,7 @@ from torch import Tensor
 from bounds.ascent import Ascended, Multipliers, Objective, ascend, evaluate, initial
 from bounds.backward import State
 from bounds.box import Box
+from bounds.layouts import flat
 from bounds.ops.base import Interval, Relaxation
 from bounds.ops.relu import Relu
 from bounds.plan import Plan
@@ -146,12 +147,12 @@ class ActivationSplit:
 
     def _gather(self, values: Mapping[int, Tensor], count: int) -> Tensor:
         """``[K, U]`` from per-node tensors ``[K, *shape]`` keyed by the split node."""
-        parts = [values[p.before].flatten(1)[:, p.elements] for p in self.places]
+        parts = [flat(values[p.before])[:, p.elements] for p in self.places]
         return torch.cat(parts, 1) if parts else torch.zeros((count, 0), device=self.rough.device)
 
     def _scatter(self, values: Tensor, plan: Plan, place: _Place, base: Tensor) -> Tensor:
         """``[K, *shape]``: ``base`` with the positions of one node replaced."""
-        full = base.expand(values.shape[0], *base.shape[1:]).flatten(1).clone()
+        full = flat(base.expand(values.shape[0], *base.shape[1:])).clone()
         full[:, place.elements] = values[:, place.columns].to(plan.dtype)
         return full.reshape(-1, *base.shape[1:])
 
@@ -161,7 +162,7 @@ class ActivationSplit:
             n: (low.to(plan.dtype), high.to(plan.dtype)) for n, (low, high) in self.root.bounds.items()
         }
         for place in self.places:
-            low, high = (b.flatten(1)[:, place.elements] for b in bounds[place.before])
+            low, high = (flat(b)[:, place.elements] for b in bounds[place.before])
             sign = signs[:, place.columns]
             low, high = torch.where(sign > 0, low.clamp(min=0), low), torch.where(sign < 0, high.clamp(max=0), high)
             below, above = bounds[place.before]
@@ -202,7 +203,7 @@ class ActivationSplit:
         for place in self.places:
             free = children.signs[:, place.columns] == 0
             for relu in place.relus:
-                own = slopes[relu].flatten(1)[:, place.elements]
+                own = flat(slopes[relu])[:, place.elements]
                 stored = children.slopes[:, place.columns].to(plan.dtype) / 255
                 slopes[relu] = _placed(slopes[relu], place.elements, torch.where(free, stored, own))
         betas = {
@@ -300,7 +301,7 @@ def _places(plan: Plan, root: State) -> list[_Place]:
 
 def _placed(base: Tensor, elements: Tensor, values: Tensor) -> Tensor:
     """``[K, *shape]``: ``base`` (of one box or of K) with flat ``elements`` replaced by ``values`` ``[K, E]``."""
-    full = base.expand(values.shape[0], *base.shape[1:]).flatten(1).clone()
+    full = flat(base.expand(values.shape[0], *base.shape[1:])).clone()
     full[:, elements] = values
     return full.reshape(-1, *base.shape[1:])
 
