@@ -6,8 +6,11 @@ them; tests that read them stand out where the variable is not set, and one clos
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import settings
@@ -33,6 +36,34 @@ def vnncomp_dir() -> Path:
     if not named or not Path(named).is_dir():
         pytest.skip(WITHOUT_INSTANCES)
     return Path(named)
+
+
+def _module(path: Path) -> ModuleType:
+    """A file of the checkout that no package holds, imported under its own name."""
+    if path.stem not in sys.modules:
+        specification = importlib.util.spec_from_file_location(path.stem, path)
+        assert specification is not None and specification.loader is not None
+        module = sys.modules[path.stem] = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+    return sys.modules[path.stem]
+
+
+@pytest.fixture(scope="session")
+def networks() -> ModuleType:
+    """Random small networks over all operators: ``benchmarks/random_networks.py``."""
+    return _module(CHECKOUT / "benchmarks" / "random_networks.py")
+
+
+@pytest.fixture(scope="session")
+def planted(networks: ModuleType) -> ModuleType:
+    """Instances with a hidden counterexample: ``benchmarks/planted.py`` (which imports ``random_networks``)."""
+    return _module(CHECKOUT / "benchmarks" / "planted.py")
+
+
+@pytest.fixture(scope="session")
+def exact() -> ModuleType:
+    """Graphs evaluated in fractions: ``tests/helpers/exact.py``."""
+    return _module(CHECKOUT / "tests" / "helpers" / "exact.py")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
