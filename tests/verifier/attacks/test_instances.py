@@ -12,7 +12,7 @@ from verifier.attacks.search import candidates
 from verifier.query import read
 from verifier.replay import Replayer
 
-# The first instance labelled sat of each; every one needs a directed search or a dense one.
+# The first instance labelled sat of each is looked at.
 BENCHMARKS = ("acasxu", "mnist_fc", "rl_benchmarks", "reach_prob_density", "collins_rul_cnn", "sri_resnet_b")
 
 
