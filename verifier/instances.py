@@ -192,10 +192,15 @@ def _instance(columns: list[str], folder: Path, home: str) -> Instance:
     if expected not in EXPECTED:
         raise ValueError(f"{expected!r} is not an expected result (sat, unsat, unknown)")
     networks = tuple((name, _existing(folder / file)) for name, file in parse_networks(onnx))
-    first = Path(vnnlib).parts[0] if len(Path(vnnlib).parts) > 1 else ""
-    # In a list over several benchmarks both paths start with the benchmark's folder.
-    benchmark = first if first and first == Path(onnx).parts[0] else home
+    benchmark = _common_folder(onnx, vnnlib) or home
     return Instance(benchmark, onnx, vnnlib, networks, _existing(folder / vnnlib), timeout, expected)
+
+
+def _common_folder(onnx: str, vnnlib: str) -> str:
+    """In a list over several benchmarks both paths start with the benchmark's folder; "" where they do not."""
+    parts = Path(vnnlib).parts
+    usable = len(parts) > 1 and parts[0] == Path(onnx).parts[0]
+    return parts[0] if usable and parts[0] not in (Path(vnnlib).anchor, "..", ".") else ""
 
 
 def _existing(path: Path) -> Path:

@@ -171,6 +171,12 @@ def test_folders_of_benchmarks_and_lists_over_them(tmp_path: Path) -> None:
     assert (instance.benchmark, instance.timeout, instance.expected) == ("one", 5.5, "sat")
     assert instance.networks == (("", tmp_path / "one" / "onnx" / "net.onnx.gz"),)
     assert len(read_instances([tmp_path / "one", tmp_path / "quick.csv"])) == 2
+    for elsewhere in (tmp_path / "one", Path("..") / tmp_path.name / "one"):
+        (tmp_path / "quick.csv").write_text(f"{elsewhere}/onnx/net.onnx,{elsewhere}/vnnlib/sat.vnnlib,5\n")
+        (instance,) = read_instances([tmp_path / "quick.csv"])
+        assert instance.benchmark == tmp_path.name
+        row = Row(*instance.key, "sat", "1", "", "", "")
+        assert bench.witness_file(Path("w"), row) == Path("w") / tmp_path.name / "net_sat.counterexample"
 
 
 def test_several_networks_in_one_field(tmp_path: Path) -> None:
