@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 from onnx import TensorProto
@@ -28,7 +29,7 @@ from verifier.query import Variable
 _OWN_DOMAINS = ("", "ai.onnx")
 _MAX_ELEMENTS = 2**30
 """A tensor with more elements is refused: one evaluation in float64 would take 8 GiB for it alone."""
-_INPUT_TYPES = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
+_INPUT_TYPES = MappingProxyType({TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

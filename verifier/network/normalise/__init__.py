@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from bounds.graph import Graph
 from verifier.network.normalise.bias import merge_bias
+from verifier.network.normalise.draft import Rule, rewrite
 from verifier.network.normalise.neutral import drop_neutral
 from verifier.network.normalise.reshapes import merge_reshapes
-from verifier.network.normalise.rewrite import Rule, rewrite
 from verifier.network.normalise.scale import merge_scale
 
 __all__ = ["Rule", "drop_neutral", "merge_bias", "merge_reshapes", "merge_scale", "normalise", "rewrite"]

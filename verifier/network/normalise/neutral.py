@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bounds.ops.arithmetic import Add, Div, Mul, Sub
 from bounds.ops.base import Op
-from verifier.network.normalise.rewrite import Draft
+from verifier.network.normalise.draft import Draft
 
 
 def drop_neutral(draft: Draft, op: Op, inputs: tuple[int, ...], name: str) -> int | None:

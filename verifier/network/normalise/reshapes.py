@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bounds.ops.base import Op
 from bounds.ops.shaping import Reshape
-from verifier.network.normalise.rewrite import Draft
+from verifier.network.normalise.draft import Draft
 
 
 def merge_reshapes(draft: Draft, op: Op, inputs: tuple[int, ...], name: str) -> int | None:

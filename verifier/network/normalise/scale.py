@@ -8,7 +8,7 @@ from __future__ import annotations
 from bounds.ops.arithmetic import Mul
 from bounds.ops.base import Op
 from bounds.ops.conv import Conv, ConvTranspose
-from verifier.network.normalise.rewrite import Draft, Layer
+from verifier.network.normalise.draft import Draft, Layer
 
 
 def merge_scale(draft: Draft, op: Op, inputs: tuple[int, ...], name: str) -> int | None:
