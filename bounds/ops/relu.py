@@ -33,10 +33,10 @@ class Relu(PiecewiseLinear):
         return (0.0,)
 
     def slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        above = torch.relu(high)
-        upper = above / (above - low.clamp(max=0)).clamp(min=torch.finfo(low.dtype).tiny)
-        upper = torch.where(low >= 0, 1.0, upper).clamp(0, 1)
-        return torch.where((low >= 0) | (high > -low), 1.0, 0.0).to(low) * (high > 0), upper
+        """Exact slopes on stable elements without a test: x / x is 1, and ``high > -low`` knows the sign."""
+        above, info = torch.relu(high), torch.finfo(low.dtype)
+        upper = above / (above - low.clamp(max=0)).clamp(min=info.tiny * info.eps)  # changes 0 / 0 and nothing else
+        return (high > -low).to(low), upper
 
     def relaxation(
         self,
@@ -45,13 +45,13 @@ class Relu(PiecewiseLinear):
         slopes: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> Relaxation:
         """As for any univariate function, but the lower line passes through 0 exactly (stable: exact)."""
-        (low, high), = operands
-        initial, upper = self.slopes(low, high)
-        # A given slope applies to unstable neurons only; it is sound anywhere in [0, 1].
-        stable = (low >= 0) | (high <= 0)
-        lower = initial if slopes[0] is None else torch.where(stable, initial, slopes[0].clamp(0, 1))
-        offset = torch.maximum(-upper * low, high - upper * high)
+        ((low, high),) = operands
+        lower, upper = self.slopes(low, high)
+        if slopes[0] is not None:  # a given slope applies to unstable neurons only; it is sound anywhere in [0, 1]
+            lower = torch.where((low < 0) & (high > 0), slopes[0].clamp(0, 1), lower)
+        offset = -upper * low.clamp(max=0)
         if rounding is not None:
+            offset = torch.maximum(offset, high - upper * high)
             offset = rounding.up(offset) + rounding.unit * 4 * torch.maximum(high.abs(), low.abs())
-        offset = torch.where(stable, 0.0, offset)
+            offset = torch.where((low < 0) & (high > 0), offset, 0.0)
         return Relaxation((Line((lower,), torch.zeros_like(low)),), (Line((upper,), offset),))

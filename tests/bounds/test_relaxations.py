@@ -92,7 +92,8 @@ def aimed(kinks: Sequence[float], dtype: torch.dtype) -> Interval:
     for centre, width in itertools.product((*kinks, 1e-3, -30.0, 90.0, -1e4, 1e5), widths):
         for share in (0.0, 0.5, 1.0, 0.1):
             ends.append((centre - share * width, centre + (1 - share) * width))
-    ends += [(-1e-40, 1e-40), (-1e-300, 1e-310), (-750.0, -740.0), (-104.0, 18.0), (-1e6, 3.0), (-2.0, 1e6)]
+    ends += [(-1e-40, 1e-40), (0.0, 1e-40), (-1e-40, 0.0), (0.0, 5e-324), (1e-45, 1e-40), (-0.0, 0.0)]
+    ends += [(-1e-300, 1e-310), (-750.0, -740.0), (-104.0, 18.0), (-1e6, 3.0), (-2.0, 1e6)]
     both = torch.tensor(ends, dtype=torch.float64).to(dtype)
     return both[:, :1].clone(), both[:, 1:].clone()
 
@@ -184,7 +185,8 @@ def test_lines_are_sound(example: Example, dtype: torch.dtype) -> None:
 @both_dtypes
 @nonlinear
 def test_lines_are_sound_for_any_slopes(example: Example, dtype: torch.dtype) -> None:
-    variable = operands(example, dtype)
+    every = 3  # the slopes are what varies here
+    variable = [(low[::every], high[::every]) for low, high in operands(example, dtype)]
     given = with_parameters(example, variable)
     low = variable[0][0]
     rng = np.random.default_rng(3)
