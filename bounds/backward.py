@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bounds.box import Box
 from bounds.graph import Node
-from bounds.layouts import Owner, Rows, Selection, Window, flat
+from bounds.layouts import Owner, Rows, Selection, flat
 from bounds.ops.base import Affine, Interval, Line, Relaxation
 from bounds.plan import Plan
 
@@ -42,7 +42,7 @@ class State:
     """Everything known about N boxes: intervals of nodes and lines around nonlinear nodes.
 
     With a rounding model also ``charges`` (``interval.py``), ``sizes`` (the largest absolute value of a node over all
-    boxes, flat) and ``floor``: what all underflows of one walk together can lose.
+    boxes) and ``floor``: what all underflows of one walk together can lose. ``splits`` are half-spaces that hold too.
     """
 
     box: Box
@@ -51,6 +51,7 @@ class State:
     charges: Mapping[int, Tensor]
     sizes: Mapping[int, Tensor]
     floor: Tensor
+    splits: Mapping[int, Split] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,25 +122,22 @@ def backward(
     rows: Tensor | Selection,
     owner: Owner,
     *,
-    window: Window | None = None,
-    splits: Mapping[int, Split] | None = None,
     trace: bool = False,
 ) -> LinearBounds:
     """Lines over the input below ``rows . target``.
 
-    ``rows`` ``[R, *target shape]`` (or unit rows), ``owner`` their boxes; ``window`` contains all unit rows, where
-    they are to be walked as a patch. ``splits`` are half-space multipliers by
-    node, one row per box. With ``trace`` the coefficient rows at nonlinear nodes are kept.
+    ``rows`` ``[R, *target shape]`` (or unit rows), ``owner`` their boxes. With ``trace`` the coefficient rows at
+    nonlinear nodes are kept.
     """
-    walk = _start(plan, state, target, rows, owner, window)
+    walk = _start(plan, state, target, rows, owner)
     kept: dict[int, Tensor] = {}
     for index in range(target, -1, -1):
         current = walk.rows.get(index)
         if current is None or index == plan.input:
             continue
-        if splits is not None and index in splits:
+        if index in state.splits:
             walk.spread()
-            current = _apply_split(walk, splits[index], index)
+            current = _apply_split(walk, state.splits[index], index)
         node = plan.graph.nodes[index]
         if index in plan.relaxed:
             walk.spread()
@@ -161,16 +159,14 @@ def _weigh(rows: Rows, values: Tensor) -> Tensor:
     return flat(rows.values).abs() @ rows.crop(values).flatten()
 
 
-def _start(
-    plan: Plan, state: State, target: int, rows: Tensor | Selection, owner: Owner, window: Window | None
-) -> _Walk:
+def _start(plan: Plan, state: State, target: int, rows: Tensor | Selection, owner: Owner) -> _Walk:
     count = rows.index.shape[0] if isinstance(rows, Selection) else rows.shape[0]
     zero = torch.zeros(count, dtype=plan.dtype, device=plan.device)
     walk = _Walk(plan, state, owner, zero, zero, zero, {})
     if isinstance(rows, Selection):
         node = plan.graph.nodes[target]
-        if window is not None:
-            walk.rows[target] = Rows(rows.inside(window), window)
+        if rows.window is not None:
+            walk.rows[target] = Rows(rows.inside(rows.window), rows.window)
             return walk
         if target in plan.affine and _start_with_units(walk, node, rows):
             return walk

@@ -56,7 +56,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A patch of the last two axes of a node: rows ``top .. top + height - 1``, columns ``left .. left + width - 1``."""
+    """A patch of the last two axes of a node: ``height`` rows from ``top``, ``width`` columns from ``left``."""
 
     top: int
     left: int
@@ -117,11 +117,15 @@ def flat(values: Tensor, leading: int = 1) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """Unit rows: row r has ``sign[r]`` at flat element ``index[r]`` of a node of ``shape``, and zero elsewhere."""
+    """Unit rows: row r has ``sign[r]`` at flat element ``index[r]`` of a node of ``shape``, and zero elsewhere.
+
+    Where a ``window`` of the node that contains them all is given, they are walked as rows on windows.
+    """
 
     index: Tensor
     sign: Tensor
     shape: tuple[int, ...]
+    window: Window | None = None
 
     def inside(self, window: Window) -> Tensor:
         """The rows written out on a window that contains them all, ``[R, *leading, h, w]``."""

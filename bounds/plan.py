@@ -134,7 +134,7 @@ def _constant_part(
 
 def _direct(graph: Graph, affine: set[int]) -> set[int]:
     """Nodes that depend on the input through at most one mixing step (a sum of several variable terms)."""
-    mixing = {i: 0 for i in graph.inputs}
+    mixing = dict.fromkeys(graph.inputs, 0)
     for node in graph.nodes:
         if node.id not in affine:
             continue

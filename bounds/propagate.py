@@ -115,8 +115,8 @@ def crown(plan: Plan, state: State, node: int, units: Selection, owner: Tensor) 
     result = torch.empty(owner.shape[0], dtype=plan.dtype, device=plan.device)
     for part, window in _chunks(plan, units):
         owners = Owner(None, 1, part.shape[0]) if state.box.size == 1 else Owner.by_index(owner[part])
-        chosen = Selection(units.index[part], units.sign[part], units.shape)
-        lines = backward(plan, state, node, chosen, owners, window=window)
+        chosen = Selection(units.index[part], units.sign[part], units.shape, window)
+        lines = backward(plan, state, node, chosen, owners)
         result[part] = concretize(plan, lines, state.box)
     return result
 

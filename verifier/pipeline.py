@@ -11,16 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bounds.backward import State
 from bounds.plan import Plan, prepare
 from bounds.rounding import Rounding
+from verifier.attacks.plan import AttackPlan
 from verifier.attacks.search import candidates
 from verifier.branch.activation_split import ActivationSplit
 from verifier.branch.input_split import InputSplit
-from verifier.branch.problem import Problem, Step
+from verifier.branch.problem import OpenTask, Problem, Step
 from verifier.branch.root import real_status, refine, screen
 from verifier.errors import InputError
 from verifier.query import Query
@@ -136,7 +137,7 @@ def verify(
 
 def _stages(run: _Run) -> Verdict:
     run.enter("attack")
-    _attack(run)
+    _attack(run, run.strategy.attack, run.deadline)
     if run.expired():
         return _open(run, "")
     if run.strategy.split_inputs:
@@ -144,13 +145,15 @@ def _stages(run: _Run) -> Verdict:
     return _split_activations(run)
 
 
-def _attack(run: _Run) -> None:
-    deadline = None if math.isinf(run.deadline) else run.deadline
+def _attack(run: _Run, plan: AttackPlan, deadline: float, clauses: np.ndarray | None = None) -> None:
+    """Search for counterexamples (of some clauses) until the plan is done or the time comes."""
+    limit = None if math.isinf(deadline) else deadline
+    place = run.problem.box.device
     with torch.enable_grad():
-        for points in candidates(run.query, run.strategy.attack, deadline=deadline, device=run.problem.box.device):
+        for points in candidates(run.query, plan, deadline=limit, device=place, indices=clauses):
             with torch.no_grad():
                 run.replay(points)
-            if run.expired() or run.refused >= MOST_REFUSED:
+            if time.monotonic() >= deadline or run.refused >= MOST_REFUSED:
                 return
 
 
@@ -169,28 +172,40 @@ def _split_activations(run: _Run) -> Verdict:
     """Bound all boxes at once; those that stay open one by one, with better bounds and splits."""
     run.enter("root bounds")
     problem, plan = run.problem, run.strategy.activation_split
-    open_tasks: list[tuple[int, Tensor, State | None]] = []
+    open_tasks: list[OpenTask] = []
     for done, part in screen(problem, run.exact):
         run.refuted += part.refuted
         run.margin = min(run.margin, part.least_margin)
-        open_tasks += [(task, alive, part.state) for task, alive in part.open]
+        open_tasks += part.open
         run.open_share = (len(open_tasks) + problem.tasks - done) / problem.tasks
         run.bound = min((p.bound for p in [part] if p.open), default=run.bound)
         run.progress(len(open_tasks))
         if run.expired():
             return _open(run, "")
+    _attack_longer(run, open_tasks)
     stuck = 0
-    for k, (task, alive, state) in enumerate(open_tasks):
+    for k, task in enumerate(open_tasks):
         run.enter("activation split")
         now = time.monotonic()
         until = now + plan.intermediate_share * (run.deadline - now)
-        root = refine(problem, (run.rough, run.exact), task, plan.intermediate_steps, until, state)
-        search = ActivationSplit(problem, run.rough, run.exact, root, task, alive, plan)
+        plans = (run.rough, run.exact)
+        search = ActivationSplit(problem, plans, refine(problem, plans, task, plan.intermediate_steps, until), plan)
         last = run.follow(search.run(), 1 / problem.tasks, (len(open_tasks) - k - 1) / problem.tasks)
         if run.expired() and (last is None or last.open_subproblems):
             return _open(run, "")
         stuck += 0 if last is None else last.stuck
     return _open(run, f"{stuck} subproblems stay open with nothing left to split") if stuck else _verified(run)
+
+
+def _attack_longer(run: _Run, tasks: list[OpenTask]) -> None:
+    """A second search, of the clauses that bounds left open, for a share of the time left."""
+    now, strategy = time.monotonic(), run.strategy
+    until = now + min(strategy.attack_seconds, strategy.attack_share * (run.deadline - now))
+    clauses = [run.problem.clauses[t.task][t.alive] for t in tasks]
+    if clauses:
+        run.enter("longer attack")
+        plan = replace(strategy.attack, rounds=strategy.attack_rounds, seed=strategy.attack.seed + 1)
+        _attack(run, plan, until, torch.cat(clauses).cpu().numpy())
 
 
 def _verified(run: _Run) -> Verdict:
@@ -218,7 +233,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-class _plain_products:  # noqa: N801 - reads like the context manager that it is
+class _plain_products:
     """Matrix products and convolutions as plain dot products (no TF32, no cuDNN algorithms) while inside."""
 
     def __enter__(self) -> None:

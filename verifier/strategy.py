@@ -50,11 +50,15 @@ class AscentPlan:
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """How a query is worked on: the first attack, a longer one where bounding does not decide, and one plan for
-    each kind of search. ``split_inputs`` chooses between them."""
+    """How a query is worked on: the first attack, a longer one where root bounds do not decide (``attack_rounds``
+    times the first, but at most ``attack_seconds`` and ``attack_share`` of the time left), and one plan for each kind
+    of search. ``split_inputs`` chooses between them."""
 
     split_inputs: bool
     attack: AttackPlan = field(default_factory=AttackPlan)
+    attack_rounds: int = 8
+    attack_seconds: float = 10.0
+    attack_share: float = 0.1
     input_split: SplitPlan = field(default_factory=SplitPlan)
     activation_split: AscentPlan = field(default_factory=AscentPlan)
 
@@ -63,7 +67,9 @@ def features(query: Query) -> Features:
     """The features of a query."""
     graph = query.graph
     variable = graph.variable
-    relaxed = [n for n in graph.nodes if variable[n.id] and n.inputs and not n.op.is_affine([variable[i] for i in n.inputs])]
+    relaxed = [
+        n for n in graph.nodes if variable[n.id] and n.inputs and not n.op.is_affine([variable[i] for i in n.inputs])
+    ]
     watched = {i for n in relaxed for i in n.inputs if variable[i]}
     count = 0
     for i in watched:

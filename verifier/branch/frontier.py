@@ -49,13 +49,20 @@ class Subproblems:
         parts = [p for p in parts if p.size] or parts[:1]
         if len(parts) == 1:
             return parts[0]
-        nodes = parts[0].inherited.keys()
         return Subproblems(
-            *(
-                torch.cat([getattr(p, name) for p in parts])
-                for name in ("lower", "upper", "task", "alive", "bound", "share")
-            ),
-            {n: (torch.cat([p.inherited[n][0] for p in parts]), torch.cat([p.inherited[n][1] for p in parts])) for n in nodes},
+            torch.cat([p.lower for p in parts]),
+            torch.cat([p.upper for p in parts]),
+            torch.cat([p.task for p in parts]),
+            torch.cat([p.alive for p in parts]),
+            torch.cat([p.bound for p in parts]),
+            torch.cat([p.share for p in parts]),
+            {
+                node: (
+                    torch.cat([p.inherited[node][0] for p in parts]),
+                    torch.cat([p.inherited[node][1] for p in parts]),
+                )
+                for node in parts[0].inherited
+            },
         )
 
     def pop(self, count: int) -> tuple[Subproblems, Subproblems]:

@@ -78,7 +78,9 @@ class InputSplit:
         )
 
     def _unbounded(self, shape: tuple[int, ...]) -> Interval:
-        low = torch.full((self.problem.tasks, *shape), -torch.inf, dtype=self.plans[0].dtype, device=self.plans[0].device)
+        low = torch.full(
+            (self.problem.tasks, *shape), -torch.inf, dtype=self.plans[0].dtype, device=self.plans[0].device
+        )
         return low, -low
 
     def run(self, frontier: Subproblems | None = None) -> Iterator[Step]:
@@ -210,7 +212,7 @@ class InputSplit:
         while parents.size * 2**levels + waiting < self.options.fill and levels < min(4, self.free.shape[0]):
             levels += 1
         immovable: list[Subproblems] = []
-        for level in range(levels):
+        for _ in range(levels):
             parents, scores, still = self._bisect(parents, scores)
             if still.size:
                 immovable.append(still)
@@ -247,7 +249,9 @@ class InputSplit:
         movable &= self.problem.varying[self.problem.box[parents.task]][:, self.free]
         reach = scores * width
         tiny = torch.finfo(width.dtype).tiny
-        choice = width / width.amax(1, keepdim=True).clamp(min=tiny) + reach / reach.amax(1, keepdim=True).clamp(min=tiny)
+        choice = width / width.amax(1, keepdim=True).clamp(min=tiny) + reach / reach.amax(1, keepdim=True).clamp(
+            min=tiny
+        )
         choice = torch.where(movable, choice, -1.0)
         best, dimension = choice.max(1)
         able = best > -1

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bounds.backward import State
 from bounds.box import Box
 from bounds.plan import Plan
 from bounds.rounding import cast_outward
@@ -52,9 +53,10 @@ class Problem:
         counts = np.diff(cases.clauses_of)
         chunks = -(-counts // MOST_CLAUSES)
         box = np.repeat(np.arange(len(counts)), chunks)
-        first = np.concatenate([np.arange(0, c, MOST_CLAUSES) + s for c, s in zip(counts, cases.clauses_of, strict=False)] or [[]])
+        number = np.arange(len(box)) - np.repeat(np.cumsum(chunks) - chunks, chunks)
+        first = np.asarray(cases.clauses_of, dtype=np.int64)[box] + number * MOST_CLAUSES
         most = int(min(MOST_CLAUSES, counts.max(initial=1)))
-        clauses = first.astype(np.int64)[:, None] + np.arange(most)
+        clauses = first[:, None] + np.arange(most)
         clauses[clauses >= np.asarray(cases.clauses_of)[box + 1][:, None]] = -1
         keys, inverse = np.unique(cases.form.astype(np.int64) * 2 + (cases.sign < 0), return_inverse=True)
         literals = np.diff(cases.literals_of)
@@ -132,6 +134,16 @@ class Literals:
     def margins(self, slack: Tensor, alive: Tensor) -> Tensor:
         """``[N, C]``: best slack of each clause; +inf for clauses that are absent or refuted before."""
         return torch.where(alive, slack.amax(2), torch.inf)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenTask:
+    """A task that bounds alone did not decide: the mask ``[C]`` of its open clauses, and the proven state of its box
+    where it is known."""
+
+    task: int
+    alive: Tensor
+    state: State | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

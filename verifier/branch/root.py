@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from bounds.ascent import optimised
-from bounds.backward import State, backward, concretize
+from bounds.backward import backward, concretize
 from bounds.box import Box
 from bounds.layouts import Owner
 from bounds.plan import Plan
 from bounds.propagate import crown, propagate
-from verifier.branch.problem import Literals, Problem, outward
+from verifier.branch.problem import Literals, OpenTask, Problem, outward
 from verifier.query import Query
 
 BATCH_ELEMENTS = 1 << 20
@@ -28,14 +28,13 @@ BATCH_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Screened:
-    """Of one batch: ``open`` tasks with the mask ``[C]`` of their open clauses, the number of refuted tasks, the least
-    margin of a refutation, the least bound of what is open, and the proven state where the batch is a single box."""
+    """Of one batch: the ``open`` tasks (with their state, where the batch is a single box), the number of refuted ones,
+    the least margin of a refutation, and the least bound of what is open."""
 
-    open: list[tuple[int, Tensor]]
+    open: list[OpenTask]
     refuted: int
     least_margin: float
     bound: float
-    state: State | None
 
 
 def screen(problem: Problem, plan: Plan) -> Iterator[tuple[int, Screened]]:
@@ -58,12 +57,12 @@ def _screen(problem: Problem, plan: Plan, task: Tensor) -> Screened:
     margins = literals.margins(literals.slack(bounds), alive)
     open_ = (margins <= 0).any(1)
     refuted = margins[~open_]
+    known = state if task.shape[0] == 1 else None
     return Screened(
-        [(int(task[k]), (margins[k] <= 0)) for k in open_.nonzero().flatten()],
+        [OpenTask(int(task[k]), margins[k] <= 0, known) for k in open_.nonzero().flatten()],
         int((~open_).sum()),
         float(refuted.amin()) if refuted.numel() else float("inf"),
         float(margins[open_].amin()) if bool(open_.any()) else float("inf"),
-        state if task.shape[0] == 1 else None,
     )
 
 
@@ -72,18 +71,18 @@ def _boxes(problem: Problem, plan: Plan, task: Tensor) -> Box:
     return outward(problem.lower[box], problem.upper[box], plan)
 
 
-def refine(problem: Problem, plans: tuple[Plan, Plan], task: int, steps: int, until: float, state: State | None) -> State:
-    """The proven state of one task's box: CROWN bounds (or ``state``, where they are known), then ``steps`` of ascent
+def refine(problem: Problem, plans: tuple[Plan, Plan], open_: OpenTask, steps: int, until: float) -> OpenTask:
+    """The task with the proven state of its box: CROWN bounds (where they are not known yet), then ``steps`` of ascent
     for each unstable neuron, layer by layer, until the time ``until``. ``plans``: for search and for proof."""
     rough, exact = plans
-    boxes = _boxes(problem, exact, torch.tensor([task], device=exact.device))
+    boxes = _boxes(problem, exact, torch.tensor([open_.task], device=exact.device))
+    state = open_.state
     if state is None:
         state, _ = propagate(exact, boxes, tighten=crown)
-    if steps < 1 or time.monotonic() > until:
-        return state
-    inherited = {i: state.bounds[i] for i in exact.watched}
-    state, _ = propagate(exact, boxes, inherited=inherited, tighten=optimised(rough, steps, until))
-    return state
+    if steps > 0 and time.monotonic() < until:
+        inherited = {i: state.bounds[i] for i in exact.watched}
+        state, _ = propagate(exact, boxes, inherited=inherited, tighten=optimised(rough, steps, until))
+    return replace(open_, state=state)
 
 
 def real_status(query: Query, exact: Plan, point: np.ndarray, clause: int) -> Literal["violated", "holds", "open"]:
