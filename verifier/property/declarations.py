@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from verifier.property.tokens import split_subscript
 from verifier.query import NetworkDeclaration, Variable
 
+_MAX_RANK = 32
 _V1_NAME = re.compile(r"([XY])_(0|[1-9]\d{0,9})\Z", re.ASCII)
 _TYPES = frozenset({"real", "float16", "float32", "float64"})
 _OTHER_TYPES = re.compile(r"u?int\d+|bool|bfloat16|float8\w*|float4\w*|string|complex\d+")
@@ -102,8 +103,8 @@ class Declarations:
             raise ValueError(f"unknown element type {kind!r}")
         if name in self._tensors:
             raise ValueError(f"variable {name} is declared twice")
-        if math.prod(shape) == 0 or math.prod(shape) > 2**31:
-            raise ValueError(f"variable {name} has {math.prod(shape)} elements")
+        if len(shape) > _MAX_RANK or 0 in shape or math.prod(shape) > 2**31:
+            raise ValueError(f"variable {name} has a shape without elements, or one that is too large")
         variable = Variable(name, dtype, shape, self._sizes[output])
         self._sizes[output] += math.prod(shape)
         self._tensors[name] = (variable, output)

@@ -21,6 +21,7 @@ from verifier.query import Form, Specification, Variable
 _MAX_BOUNDS = 40_000_000
 _CHUNK_BOUNDS = 2_000_000
 _MAX_CHUNK = 32_768
+_MAX_LITERALS = 50_000_000
 
 
 def specify(document: Document, max_clauses: int = MAX_CLAUSES) -> Specification:
@@ -81,6 +82,7 @@ class _Grouping:
     boxes: list[np.ndarray] = field(default_factory=list)
     members: list[np.ndarray] = field(default_factory=list)
     counts: list[np.ndarray] = field(default_factory=list)
+    total: int = 0
     empty: int = 0
     false: int = 0
 
@@ -118,7 +120,8 @@ class _Grouping:
         mine = own[owner]
         rows = self._rows(self.base, int(own.sum()), place[owner[mine]], members[mine])
         empty = np.zeros(count, dtype=bool)
-        everywhere = np.repeat(np.arange(len(rows)), len(self.common)), np.tile(self.common, len(rows))
+        strict = self.common[self._strict_bound(self.common)]
+        everywhere = np.repeat(np.arange(len(rows)), len(strict)), np.tile(strict, len(rows))
         empty[own] = self._is_empty(
             rows, np.concatenate([place[owner[mine]], everywhere[0]]), np.concatenate([members[mine], everywhere[1]])
         )
@@ -133,6 +136,9 @@ class _Grouping:
         self.boxes.append(box[kept])
         self.members.append(members[stays])
         self.counts.append(np.bincount(owner[stays], minlength=count)[kept])
+        self.total += int(stays.sum()) + int(kept.sum()) * len(self.common)
+        if self.total > _MAX_LITERALS:
+            raise UnsupportedError(f"{self.document.name}: more than {_MAX_LITERALS} literals remain in its clauses")
 
     def _rows(self, base: np.ndarray, count: int, place: np.ndarray, members: np.ndarray) -> np.ndarray:
         """``[count, 2, n]`` ranks: ``base`` tightened, in row ``place[i]``, by the bound ``members[i]``."""

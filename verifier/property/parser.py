@@ -33,6 +33,7 @@ _UNSUPPORTED = frozenset({"not", "=>", "ite", "let", "xor", "distinct", "forall"
 _INSIDE_NETWORK = frozenset({"declare-input", "declare-output", "declare-hidden", "equal-to", "isomorphic-to"})
 _COMMANDS = frozenset({"declare-const", "declare-fun", "declare-network", "vnnlib-version"}) | _IGNORED
 _MAX_TERM_DEPTH = 1000
+_MAX_WORD = 40
 
 
 @dataclass(slots=True)
@@ -159,7 +160,7 @@ class _Parser:
         self._atom(match, left, right)
 
     def _open(self, match: re.Match[str]) -> None:
-        word, kind, start = match.group(3), self._kinds[-1], match.start()
+        word, kind, start = match.group(3)[:_MAX_WORD], self._kinds[-1], match.start()
         frame = _Frame(word, start, literals=len(self._head))
         if kind <= _FORMULA:
             self._open_formula(frame)
