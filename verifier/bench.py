@@ -155,7 +155,7 @@ class Pool:
         """A worker died without a query: once or twice is bad luck, more is our fault."""
         self._false_starts += 1
         if self._false_starts >= _START_ATTEMPTS:
-            raise InternalError(f"workers do not start: {lane.worker.epitaph()}: {lane.worker.last_words()}")
+            raise InternalError(f"workers do not start: {lane.worker.epitaph().phrase}")
         self._dismiss(lane)
 
     def _dismiss(self, lane: _Lane) -> None:

@@ -33,6 +33,14 @@ class Event:
     message: protocol.Message | None
 
 
+@dataclass(frozen=True, slots=True)
+class Epitaph:
+    """How a worker ended: a phrase, and whether a signal did it (a crash, or the system) or its own code."""
+
+    phrase: str
+    by_signal: bool
+
+
 class WorkerProcess:
     """A running worker. ``command`` replaces the worker's program (tests put a fake engine there)."""
 
@@ -71,18 +79,19 @@ class WorkerProcess:
         """Physical memory that the worker holds, in bytes (0: unknown)."""
         return limits.resident_bytes(self.process.pid)
 
-    def epitaph(self) -> str:
-        """Why a worker that has closed its channel ended, as a phrase."""
+    def epitaph(self) -> Epitaph:
+        """Why a worker that has closed its channel ended."""
         try:
             code = self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             self.kill()
-            return "worker closed its channel"
+            return Epitaph("worker closed its channel", by_signal=False)
         if code == -signal.SIGKILL:
-            return "worker was killed (SIGKILL), most likely for want of memory"
+            return Epitaph("worker was killed (SIGKILL), most likely for want of memory", by_signal=True)
         if code < 0:
-            return f"worker crashed ({signal.Signals(-code).name})"
-        return f"worker ended with exit code {code}"
+            return Epitaph(f"worker crashed ({signal.Signals(-code).name})", by_signal=True)
+        last = self.last_words().strip().rpartition("\n")[2]
+        return Epitaph(f"worker ended with exit code {code}" + (f": {last}" if last else ""), by_signal=False)
 
     def last_words(self) -> str:
         """The last lines that the worker wrote to its stderr."""

@@ -1,7 +1,8 @@
 """One query on one worker, seen from the parent: from what the worker says to one answer.
 
 ``verify`` and ``bench`` share it. The parent decides when time or memory is up; whatever ends a query, the best bound
-so far is in the answer. A worker that dies leaves ``unknown`` with the reason, never a verdict.
+so far is in the answer. A worker that a signal ends (a crash, want of memory) leaves ``unknown`` with the reason; one
+that ends by itself is our fault.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ class Job:
     def hear(self, message: Message | None) -> Answer | Failure | None:
         """Take in what the worker said; the answer, once there is one."""
         if message is None:
-            return self.stopped("unknown", self.worker.epitaph())
+            end = self.worker.epitaph()
+            if end.by_signal:
+                return self.stopped("unknown", end.phrase)
+            return Failure("internal", 4, end.phrase, self.worker.last_words())
         match message["type"]:
             case "verdict":
                 return Answer(message["record"], message["witness"])

@@ -4,8 +4,7 @@ Run as ``python -m verifier.worker PARENT_PID``. Its stdin and stdout are the ch
 channel is moved to private descriptors first, so that nothing that prints can get between two messages. The worker
 ends when its parent does: the system is asked for it, and the end of stdin says so as well.
 
-The libraries are loaded before any query is looked at, onnx and onnxruntime in a second thread, since much of an
-import is waiting for the disk and the dynamic linker.
+The libraries are loaded before any query is looked at, so that a worker that is kept has nothing left to load.
 """
 
 from __future__ import annotations
@@ -141,17 +140,15 @@ def load_libraries() -> None:
     """Import what every query needs."""
     import gc
 
-    def others() -> None:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-
-    # Imports allocate hundreds of thousands of objects that all stay: collecting among them only costs time.
+    # Imports allocate hundreds of thousands of objects that all stay: collecting among them only costs time (a
+    # tenth to a fifth of it).
     gc.disable()
-    second = threading.Thread(target=others)
-    second.start()
-    import torch  # noqa: F401
+    import verifier.pipeline
+    import verifier.property.witness
+    import verifier.regions
+    import verifier.report.result
+    import verifier.tasks  # noqa: F401
 
-    second.join()
     gc.freeze()
     gc.enable()
 

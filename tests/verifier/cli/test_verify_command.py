@@ -94,15 +94,19 @@ def test_the_property_version_spells_the_timeout(
     assert capsys.readouterr().out == f"{word}\n"
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"), [("crash", "SIGSEGV"), ("killed", "want of memory"), ("cut", "exit code 3")]
-)
+@pytest.mark.parametrize(("kind", "reason"), [("crash", "SIGSEGV"), ("killed", "want of memory")])
 def test_a_crash_is_unknown_with_the_reason(
     ask: Ask, kind: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ask(kind) == 0
     out, err = capsys.readouterr()
     assert out == "unknown\n" and reason in err
+
+
+def test_a_worker_that_ends_by_itself_is_our_fault(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask("cut") == 4
+    out, err = capsys.readouterr()
+    assert out == "" and "internal error: worker ended with exit code 3" in err
 
 
 def test_the_memory_limit_ends_the_query(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
