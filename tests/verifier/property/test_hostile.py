@@ -25,9 +25,10 @@ V2 = """(vnnlib-version <2.0>)
 """
 PIECES = [
     *"()[]<>;\"\n ,.+-*/=\0é", "(assert ", "(and ", "(or ", "(<= ", "X_0", "Y_0", " 1", "X[0,0]", "Y[9]", "1e9999",
-    "(declare-const ", "Real", "(vnnlib-version <2.0>)", "(declare-network f ", "(declare-input ", "-", "nan", "(not ",
-    "(declare-input A float32 [99999999999999999999])", "(* X_0 Y_0)", "(set-logic QF_LRA)", "(declare-fun X_1 () Real)",
-    "<=", " 0 0)",
+    "(declare-const ", "Real", "(vnnlib-version <2.0>)", "(declare-network f ", "(declare-input ", "-", "nan",
+    "(declare-input A float32 [99999999999999999999])", "(* X_0 Y_0)", "(set-logic QF_LRA)",
+    "(declare-fun X_1 () Real)",
+    "<=", " 0 0)", "(not ",
 ]  # fmt: skip
 
 
