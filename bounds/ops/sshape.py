@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bounds.ops import reading
 from bounds.ops.base import BuilderLike, Interval, OnnxName, OnnxNode
-from bounds.ops.univariate import Candidate, Univariate
+from bounds.ops.univariate import Univariate
 from bounds.rounding import Rounding
 
 _STEPS = 9
@@ -56,12 +56,11 @@ class _SShape(Univariate):
         least, most = self._outward(self.forward(low), self.forward(high), rounding)
         return least.clamp(*self.limits()), most.clamp(*self.limits())
 
-    def candidates(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Candidate]:
-        place = self.stationary(slope)
-        zero = torch.zeros_like(low)
-        valley, below = self._turning(-place, slope, low, high.clamp(max=0), 1.0)
-        hill, above = self._turning(place, slope, low.clamp(min=0), high, -1.0)
-        return (valley, below, zero), (hill, zero, above)
+    def valleys(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Interval]:
+        return (self._turning(-self.stationary(slope), slope, low, high.clamp(max=0), 1.0),)
+
+    def hills(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Interval]:
+        return (self._turning(self.stationary(slope), slope, low.clamp(min=0), high, -1.0),)
 
     def _turning(self, place: Tensor, slope: Tensor, low: Tensor, high: Tensor, sign: float) -> Interval:
         """The point in ``[low, high]`` (empty where low > high) and how far the extreme can lie beyond it.

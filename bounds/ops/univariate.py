@@ -7,6 +7,7 @@ slopes; soundness does not depend on the slopes (which makes them free to optimi
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -16,8 +17,6 @@ from torch import Tensor
 
 from bounds.ops.base import Interval, Line, Op, Relaxation, Shape
 from bounds.rounding import Rounding
-
-Candidate = tuple[Tensor, Tensor, Tensor]
 
 
 class Univariate(Op):
@@ -53,34 +52,53 @@ class Univariate(Op):
         """Initial slopes of the lower and the upper line on ``[low, high]`` (any values are sound)."""
 
     @abstractmethod
-    def candidates(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Candidate]:
-        """Points where ``f(x) - slope x`` can be extreme inside, and how far the true extremes can lie beyond.
+    def valleys(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Interval]:
+        """Points where ``f(x) - slope x`` can be least inside, each with a bound of what it can be off by.
 
-        Triples ``(point, below, above)``: the point is clamped to ``[low, high]`` by the caller. The least of the
-        values at the ends and of ``value - below`` over all points is at most the true minimum; the greatest of the
-        values at the ends and of ``value + above`` is at least the true maximum (in exact arithmetic).
+        Pairs ``(point, excess)``: the point is clamped to ``[low, high]`` by the caller. The least of the values at
+        the ends and of ``value - excess`` over all points is at most the true minimum (in exact arithmetic).
         """
 
-    def intercepts(
+    @abstractmethod
+    def hills(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Interval]:
+        """The same for the maximum: ``value + excess``."""
+
+    def least(
         self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor, rounding: Rounding | None
-    ) -> Interval:
-        """``(min, max)`` over ``[low, high]`` of ``f(x) - slope x``, rounded outward with ``rounding``."""
-        zero = torch.zeros_like(low)
-        least: Tensor | None = None
-        most: Tensor | None = None
-        ends = ((low, zero, zero), (high, zero, zero))
-        for point, below, above in (*ends, *self.candidates(slope, low, high, *parameters)):
-            x = torch.minimum(torch.maximum(point, low), high)
+    ) -> Tensor:
+        """The minimum over ``[low, high]`` of ``f(x) - slope x``; with ``rounding`` at most the true one."""
+        turning = self.valleys(slope, low, high, *parameters)
+        values = self._differences(slope, (low, high), turning, parameters, rounding)
+        return functools.reduce(torch.minimum, [value - slack for value, slack in values])
+
+    def most(
+        self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor, rounding: Rounding | None
+    ) -> Tensor:
+        """The maximum over ``[low, high]`` of ``f(x) - slope x``; with ``rounding`` at least the true one."""
+        turning = self.hills(slope, low, high, *parameters)
+        values = self._differences(slope, (low, high), turning, parameters, rounding)
+        return functools.reduce(torch.maximum, [value + slack for value, slack in values])
+
+    def _differences(
+        self,
+        slope: Tensor,
+        ends: Interval,
+        turning: Sequence[Interval],
+        parameters: Sequence[Tensor],
+        rounding: Rounding | None,
+    ) -> list[Interval]:
+        """``f(x) - slope x`` at the ends and at the turning points, each with what it can be off by."""
+        zero = torch.zeros_like(ends[0])
+        inside = [(torch.minimum(torch.maximum(x, ends[0]), ends[1]), excess) for x, excess in turning]
+        found = []
+        for x, excess in ((ends[0], zero), (ends[1], zero), *inside):
             value, product = self.forward(x, *parameters), slope * x
-            gap = value - product
+            slack = excess
             if rounding is not None:
-                slack = (value.abs() * (2 * self.ulps + 6) + product.abs() * 6) * rounding.unit + 2 * rounding.tiny
-                below = slack + below * (1 + 4 * rounding.unit)
-                above = slack + above * (1 + 4 * rounding.unit)
-            least = gap - below if least is None else torch.minimum(least, gap - below)
-            most = gap + above if most is None else torch.maximum(most, gap + above)
-        assert least is not None and most is not None
-        return least, most
+                slack = excess * (1 + 4 * rounding.unit) + 2 * rounding.tiny
+                slack = slack + (value.abs() * (2 * self.ulps + 6) + product.abs() * 6) * rounding.unit
+            found.append((value - product, slack))
+        return found
 
     def relaxation(
         self,
@@ -94,8 +112,8 @@ class Univariate(Op):
         lower_slope, upper_slope = self.slopes(low, high, *parameters)
         lower_slope = lower_slope if slopes[0] is None else slopes[0]
         upper_slope = upper_slope if slopes[1] is None else slopes[1]
-        least, _ = self.intercepts(lower_slope, low, high, *parameters, rounding=rounding)
-        _, most = self.intercepts(upper_slope, low, high, *parameters, rounding=rounding)
+        least = self.least(lower_slope, low, high, *parameters, rounding=rounding)
+        most = self.most(upper_slope, low, high, *parameters, rounding=rounding)
         return Relaxation((Line((lower_slope,), least),), (Line((upper_slope,), most),))
 
     def loose(self, low: Tensor, high: Tensor, *parameters: Tensor) -> Tensor:
@@ -113,9 +131,12 @@ class PiecewiseLinear(Univariate):
     def kinks(self) -> tuple[float, ...]:
         """Where the slope changes."""
 
-    def candidates(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Candidate]:
+    def valleys(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Interval]:
         zero = torch.zeros_like(low)
-        return [(torch.full_like(low, kink), zero, zero) for kink in self.kinks()]
+        return [(torch.full_like(low, kink), zero) for kink in self.kinks()]
+
+    def hills(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Interval]:
+        return self.valleys(slope, low, high, *parameters)
 
     def slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """The chord on both sides where it is one of them; subclasses know better for the other."""
