@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bounds.backward import State
 from bounds.box import Box
+from bounds.layouts import flat
 from bounds.ops.base import Interval, Line, Relaxation
 from bounds.ops.relu import Relu
 from bounds.plan import Plan
@@ -31,13 +32,13 @@ class Place:
 
     def put(self, base: Tensor, values: Tensor) -> Tensor:
         """``[K, *shape]``: ``base`` (of one box or of K) with these elements replaced by ``values`` ``[K, E]``."""
-        full = base.expand(values.shape[0], *base.shape[1:]).flatten(1).clone()
+        full = flat(base.expand(values.shape[0], *base.shape[1:])).clone()
         full[:, self.elements] = values.to(base.dtype)
         return full.reshape(-1, *base.shape[1:])
 
     def get(self, values: Tensor) -> Tensor:
         """``[K, E]``: these elements of ``[K, *shape]``."""
-        return values.flatten(1)[:, self.elements]
+        return flat(values)[:, self.elements]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
