@@ -33,6 +33,13 @@ MOST_REFUSED = 64
 """Replays that may fail at one stage before its candidates are no longer tried: each costs a run of the network."""
 
 
+CLEAR_MARGIN = 1e-5
+"""A counterexample with a smaller margin may be a rounding error of one machine: a better one is looked for ..."""
+
+NARROW_SECONDS = 1.0
+"""... for this long."""
+
+
 class _Decided(Exception):
     """A candidate was replayed: control flow of this module only."""
 
@@ -55,11 +62,14 @@ class _Run:
     deadline: float
     report: Callable[[Progress], None] | None
     stage: str = "load"
+    settled: int = 0
     refuted: int = 0
     margin: float = math.inf
     bound: float = -math.inf
     open_share: float = 1.0
     refused: int = 0
+    narrow: Counterexample | None = None
+    narrow_until: float = math.inf
 
     def expired(self) -> bool:
         return time.monotonic() >= self.deadline
@@ -74,29 +84,41 @@ class _Run:
             self.report(Progress(self.stage, self.bound, open_subproblems, self.open_share, seconds))
 
     def replay(self, points: Tensor | None) -> None:
-        """Raise ``_Decided`` where onnxruntime confirms one of the points."""
+        """Raise ``_Decided`` where onnxruntime confirms one of the points; one with a tiny margin is worked on a little
+        longer first."""
+        self.settle()
         if points is None or self.refused >= MOST_REFUSED:
             return
         found = self.replayer.replay(points.cpu().numpy())
-        if found is not None:
+        if found is None:
+            self.refused += 1
+        elif found.margin >= CLEAR_MARGIN:
             raise _Decided(found)
-        self.refused += 1
+        elif self.narrow is None or found.margin > self.narrow.margin:
+            self.narrow_until = time.monotonic() + NARROW_SECONDS if self.narrow is None else self.narrow_until
+            self.narrow = found
 
-    def follow(self, steps: Iterator[Step], share: float, before: float) -> Step | None:
-        """Watch a search to its end or the deadline; returns its last step (None: it had nothing to do).
+    def settle(self, finished: bool = False) -> None:
+        """Raise ``_Decided`` with a counterexample of tiny margin once its time is up, or the attack has finished."""
+        if self.narrow is not None and (finished or time.monotonic() >= min(self.narrow_until, self.deadline)):
+            raise _Decided(self.narrow)
+
+    def follow(self, steps: Iterator[Step], share: float, before: float, until: float = math.inf) -> Step | None:
+        """Watch a search to its end, the deadline, or the time ``until``; returns its last step (None: there is no
+        further one).
 
         ``share`` is the part of the input set it works on, ``before`` the open share outside it.
         """
         last: Step | None = None
-        refuted = self.refuted
         for last in steps:
-            self.refuted = refuted + last.refuted
+            self.refuted = self.settled + last.refuted
             self.margin = min(self.margin, last.least_margin)
             self.bound, self.open_share = last.lower_bound, before + share * last.open_share
             self.progress(last.open_subproblems)
             self.replay(last.points)
-            if self.expired():
+            if time.monotonic() >= min(until, self.deadline):
                 break
+        self.settle(finished=True)
         return last
 
 
@@ -154,7 +176,8 @@ def _attack(run: _Run, plan: AttackPlan, deadline: float, clauses: np.ndarray | 
             with torch.no_grad():
                 run.replay(points)
             if time.monotonic() >= deadline or run.refused >= MOST_REFUSED:
-                return
+                break
+    run.settle(finished=True)
 
 
 def _split_inputs(run: _Run) -> Verdict:
@@ -171,7 +194,7 @@ def _split_inputs(run: _Run) -> Verdict:
 def _split_activations(run: _Run) -> Verdict:
     """Bound all boxes at once; those that stay open one by one, with better bounds and splits."""
     run.enter("root bounds")
-    problem, plan = run.problem, run.strategy.activation_split
+    problem = run.problem
     open_tasks: list[OpenTask] = []
     for done, part in screen(problem, run.exact):
         run.refuted += part.refuted
@@ -182,23 +205,34 @@ def _split_activations(run: _Run) -> Verdict:
         run.progress(len(open_tasks))
         if run.expired():
             return _open(run, "")
-    _attack_longer(run, open_tasks)
     stuck = 0
     for k, task in enumerate(open_tasks):
-        run.enter("activation split")
-        now = time.monotonic()
-        until = now + plan.intermediate_share * (run.deadline - now)
-        plans = (run.rough, run.exact)
-        search = ActivationSplit(problem, plans, refine(problem, plans, task, plan.intermediate_steps, until), plan)
-        last = run.follow(search.run(), 1 / problem.tasks, (len(open_tasks) - k - 1) / problem.tasks)
+        last = _split_task(run, task, len(open_tasks) - k - 1, open_tasks if k == 0 else [])
         if run.expired() and (last is None or last.open_subproblems):
             return _open(run, "")
         stuck += 0 if last is None else last.stuck
     return _open(run, f"{stuck} subproblems stay open with nothing left to split") if stuck else _verified(run)
 
 
+def _split_task(run: _Run, task: OpenTask, waiting: int, attacked: list[OpenTask]) -> Step | None:
+    """Branch on one box; a search that lasts is interrupted once for a longer attack on what is open."""
+    run.enter("activation split")
+    run.settled = run.refuted
+    plan, plans, total = run.strategy.activation_split, (run.rough, run.exact), run.problem.tasks
+    now = time.monotonic()
+    until = now + plan.intermediate_share * (run.deadline - now)
+    refined = refine(run.problem, plans, task, plan.intermediate_steps, until)
+    steps = ActivationSplit(run.problem, plans, refined, plan).run()
+    last = run.follow(steps, 1 / total, waiting / total, time.monotonic() + run.strategy.attack_after)
+    if last is None or not last.open_subproblems or run.expired():
+        return last
+    _attack_longer(run, attacked)
+    run.enter("activation split")
+    return run.follow(steps, 1 / total, waiting / total) or last
+
+
 def _attack_longer(run: _Run, tasks: list[OpenTask]) -> None:
-    """A second search, of the clauses that bounds left open, for a share of the time left."""
+    """A second attack, on the clauses that bounds left open, for a share of the time left."""
     now, strategy = time.monotonic(), run.strategy
     until = now + min(strategy.attack_seconds, strategy.attack_share * (run.deadline - now))
     clauses = [run.problem.clauses[t.task][t.alive] for t in tasks]

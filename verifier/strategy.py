@@ -50,12 +50,13 @@ class AscentPlan:
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """How a query is worked on: the first attack, a longer one where root bounds do not decide (``attack_rounds``
-    times the first, but at most ``attack_seconds`` and ``attack_share`` of the time left), and one plan for each kind
-    of search. ``split_inputs`` chooses between them."""
+    """How a query is worked on: the first attack, a longer one where activation splits do not decide within
+    ``attack_after`` seconds (``attack_rounds`` times the first, but at most ``attack_seconds`` and ``attack_share`` of
+    the time left), and one plan for each kind of search. ``split_inputs`` chooses between them."""
 
     split_inputs: bool
     attack: AttackPlan = field(default_factory=AttackPlan)
+    attack_after: float = 2.0
     attack_rounds: int = 8
     attack_seconds: float = 10.0
     attack_share: float = 0.1
