@@ -15,6 +15,9 @@ from types import ModuleType
 import pytest
 from hypothesis import settings
 
+# Tests run side by side, and torch's threads would wait for each other; set before anything imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 WITHOUT_INSTANCES = "VNNCOMP_DIR is not set to a folder of competition benchmarks"
 
