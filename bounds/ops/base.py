@@ -169,7 +169,8 @@ class Affine(Op):
 
         # Not torch.func.vjp, and a sum rather than grad_outputs: their first use imports torch's compiler or sympy,
         # which takes longer than most verifications.
-        differentiable = torch.is_grad_enabled()
+        needed = rows.requires_grad or any(o is not None and o.requires_grad for o in operands)
+        differentiable = needed and torch.is_grad_enabled()
         with torch.enable_grad():
             point = zero.requires_grad_()
             (result,) = torch.autograd.grad((linear(point) * rows).sum(), point, create_graph=differentiable)

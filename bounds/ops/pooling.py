@@ -7,6 +7,7 @@ padding, a place outside is replaced by another place of the same window.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,15 @@ class AveragePool(Affine):
 
     def accumulation(self, *shapes: Shape) -> int:
         return reading.product(self.kernel) + 2
+
+    def pullback(self, rows: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor:
+        """Each window spreads its coefficient evenly (one spatial axis is treated as two, the first of size 1)."""
+        lead = (1,) * (2 - len(self.kernel))
+        flat = rows.reshape(-1, shape[1], *lead, *rows.shape[3:])
+        like = rows.new_zeros(()).expand(flat.shape[0], shape[1], *lead, *shape[2:])
+        kernel, strides = [*lead, *self.kernel], [*lead, *self.strides]
+        spread = torch.ops.aten.avg_pool2d_backward(flat, like, kernel, strides, [0, 0], False, True, None)
+        return spread.reshape(rows.shape[0], *shape)
 
 
 class MaxPool(Rewritten):
