@@ -41,6 +41,7 @@ class Case:
     values: torch.Tensor
 
 
+@torch.no_grad()
 def bounded(graph: Graph, lower: np.ndarray, upper: np.ndarray, dtype: torch.dtype, steps: int = 0) -> Case:
     plan = prepare(graph, dtype, rounding=Rounding.of(dtype))
     low, high = torch.from_numpy(np.stack([lower, lower])), torch.from_numpy(np.stack([upper, lower]))
