@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from verifier.instances import Row
 
 SCHEMA = "nn-verifier/bench/1"
 TOTAL = "total"
-_SHORT = 60
+_SHORT = 80
+_FILE = re.compile(r"^(\w+: )\S*[./\\]\S*: ")
+_PARENTHESES = re.compile(r"\s*\([^()]*\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,8 @@ def as_data(summaries: Sequence[Summary]) -> dict[str, Any]:
 
 
 def shorten(reason: str) -> str:
-    """A reason fit for counting: one line of limited length."""
-    line = " ".join(reason.split())
+    """A reason fit for counting: one line of limited length, without the name of a file and what is in parentheses."""
+    line = _PARENTHESES.sub("", _FILE.sub(r"\1", " ".join(reason.split())))
     return line if len(line) <= _SHORT else line[: _SHORT - 1] + "…"
 
 
