@@ -47,7 +47,8 @@ def test_data() -> None:
 
 
 def test_reasons_are_shortened_to_what_they_have_in_common() -> None:
-    reason = "unsupported: /far/away/net_1.onnx.gz: operators not supported: MatMul (1 node, first '/1/fn'); Softmax (2)"
+    listed = "MatMul (1 node, first '/1/fn'); Softmax (2)"
+    reason = f"unsupported: /far/away/net_1.onnx.gz: operators not supported: {listed}"
     assert shorten(reason) == "unsupported: operators not supported: MatMul; Softmax"
     assert shorten("time limit") == "time limit"
     assert len(shorten("x" * 500)) == 80
