@@ -243,6 +243,9 @@ class InputSplit:
 
     def _bisect(self, parents: Subproblems, scores: Tensor) -> tuple[Subproblems, Tensor, Subproblems]:
         """Two children each, sharing the middle; third: those whose chosen width cannot be halved any more."""
+        if not self.free.shape[0]:  # nothing varies: a point cannot be split
+            nothing = parents.task[:0]
+            return parents.take(nothing), scores[nothing], parents
         width = parents.upper - parents.lower
         middle = (parents.lower + parents.upper) / 2
         movable = (middle > parents.lower) & (middle < parents.upper)
