@@ -303,6 +303,10 @@ def test_pullback_is_the_transpose(example: Example) -> None:
         back = example.op.pullback(rows, position, given, example.shapes[position])
         assert back.shape == (3, *example.shapes[position])
         torch.testing.assert_close(back.reshape(3, -1), rows.reshape(3, -1) @ linear, rtol=1e-12, atol=1e-12)
+        assert not back.requires_grad
+        if len(example.variable()) == 1:  # what an operator without a transpose of its own would do
+            default = Affine.pullback(example.op, rows, position, given, example.shapes[position])
+            torch.testing.assert_close(default, back, rtol=1e-12, atol=1e-12)
         units = example.op.unit_rows(torch.arange(outputs), position, given, example.shapes[position])
         if units is not None:
             torch.testing.assert_close(units.reshape(outputs, -1), linear, rtol=1e-12, atol=1e-12)
