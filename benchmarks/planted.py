@@ -88,8 +88,8 @@ def instance(rng: np.random.Generator) -> Instance:
             if k == target:
                 point = points[place]
             clauses.append((b, literals))
-    query = _query(graph, boxes, clauses)
-    return Instance(query, _impossible(query, values), point, margin)
+    asked = query(graph, boxes, clauses)
+    return Instance(asked, _impossible(asked, values), point, margin)
 
 
 def _box(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,9 +125,10 @@ def _clause(rng: np.random.Generator, outputs: np.ndarray, margin: float) -> tup
     return [(f, s, float(signed[place, k] + margin * scale)) for k, (f, s) in enumerate(chosen)], place
 
 
-def _query(
+def query(
     graph: Graph, boxes: list[tuple[np.ndarray, np.ndarray]], clauses: list[tuple[int, list[tuple[int, int, float]]]]
 ) -> Query:
+    """A query by hand: float32 boxes, and clauses (box, literals (form, sign, threshold)) in the order of the boxes."""
     literals = [literal for _, clause in clauses for literal in clause]
     lower, upper = (np.stack([box[k] for box in boxes]) for k in (0, 1))
     owners = np.array([b for b, _ in clauses])
