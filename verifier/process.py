@@ -68,12 +68,13 @@ class WorkerProcess:
         with contextlib.suppress(OSError):
             protocol.send(self.process.stdin, message)
 
-    def kill(self) -> None:
-        """End the process and all that it started, at once."""
+    def kill(self, *, wait: bool = True) -> None:
+        """End the process and all that it started, at once; ``wait`` until the system has taken back its memory."""
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if wait:
+            self.process.wait()
 
     def resident_bytes(self) -> int:
         """Physical memory that the worker holds, in bytes (0: unknown)."""

@@ -74,6 +74,10 @@ def _command(arguments: list[str]) -> int:
 
         options = parser.build().parse_args(arguments)
         return parser.run(options, early)
+    except KeyboardInterrupt:
+        if early is not None and not early.asked:
+            print("unknown")
+        raise
     finally:
         if early is not None:
             early.close()

@@ -17,6 +17,7 @@ class Session:
     def __init__(self, *, echo: bool = False, command: Command | None = None, start: float | None = None) -> None:
         """Start the worker; the clock has run since ``start`` (default: the start of this process)."""
         self.start = limits.process_start() if start is None else start
+        self.asked = False
         self.events: SimpleQueue[Event] = SimpleQueue()
         self.worker = WorkerProcess(self.events, threads=limits.cores(), command=command, echo=echo)
 
@@ -31,6 +32,7 @@ class Session:
         Ctrl-C ends the waiting: the answer is ``unknown`` with what is known so far, and the second value is true.
         """
         try:
+            self.asked = True
             self.worker.send(request)
             while True:
                 outcome = self._next(job)
@@ -43,8 +45,8 @@ class Session:
             self.close()
 
     def close(self) -> None:
-        """Kill the worker, whatever it is at."""
-        self.worker.kill()
+        """Kill the worker, whatever it is at. The answer need not wait until its memory is given back."""
+        self.worker.kill(wait=False)
 
     def _next(self, job: Job) -> Answer | Failure | None:
         try:
