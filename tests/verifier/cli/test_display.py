@@ -40,10 +40,10 @@ def test_a_terminal_gets_a_live_line(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setenv("NO_COLOR", "1")
     assert choose_mode(quiet=False) == "live"
     with Display("live") as display:
-        display.show("[first]")
-        display.show("second")
+        display.show("first")
+        display.show("[last]")
     out, err = capsys.readouterr()
-    assert out == "" and "[first]" in err and "\x1b[3" not in err
+    assert out == "" and "[last]" in err and "\x1b[3" not in err
 
 
 def test_what_is_said() -> None:
