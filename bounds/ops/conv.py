@@ -100,6 +100,8 @@ class Conv(Affine):
         top, left = window.top * self.strides[0] - self.pads[0], window.left * self.strides[1] - self.pads[1]
         bottom, right = min(top + flat.shape[-2], shape[-2]), min(left + flat.shape[-1], shape[-1])
         above, before = max(0, -top), max(0, -left)
+        if bottom <= top + above or right <= left + before:  # the patch sees nothing but padding
+            return rows.new_zeros((rows.shape[0], *shape[:-2], 1, 1)), Window(0, 0, 1, 1)
         flat = flat[..., above : bottom - top, before : right - left]
         place = Window(top + above, left + before, flat.shape[-2], flat.shape[-1])
         return flat.reshape(rows.shape[0], *shape[:-2], place.height, place.width), place
