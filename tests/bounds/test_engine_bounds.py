@@ -185,3 +185,17 @@ def test_an_inexact_summand_costs_its_error_alone() -> None:
     low, high = case.state.bounds[case.plan.output]
     assert bool(((low[0] < torch.tensor([2.0, 1.0]) - 2e-12) & (high[0] > torch.tensor([3.0, 2.0]) + 2e-12)).all())
     assert bool((high[0] - low[0] < 1 + 1e-11).all())
+
+
+def test_windows_that_see_only_padding(exact: ModuleType) -> None:
+    """Tiles of an image beyond the edge of what the convolution before it reads, on both sides."""
+    rng = np.random.default_rng(1)
+    for pads in ((6, 6, 0, 0), (0, 0, 6, 6), (5, 0, 4, 7)):
+        build = Builder()
+        x = build.add(Reshape((1, 1, 3, 3)), build.input((9,)))
+        one, two = (build.constant(torch.from_numpy(rng.integers(-9, 9, (1, 1, 3, 3)) / 8)) for _ in range(2))
+        shift = build.constant(torch.from_numpy(rng.integers(-9, 9, 1) / 8))
+        y = build.add(Relu(), build.add(Conv((1, 1), (1, 1), (1, 1, 1, 1)), x, one, shift))
+        z = build.add(Relu(), build.add(Conv((1, 1), (1, 1), pads), y, two, shift))
+        graph = build.finish([build.add(Reshape((int(np.prod(build.shape(z))),)), z)])
+        check(bounded(graph, -rng.random(9), rng.random(9), torch.float64), exact, rng, 1)

@@ -1,0 +1,216 @@
+"""Ten and more known ways to be wrong, planted one at a time: each must turn a gate of ``test_planted.py`` red.
+
+A gate that no bug can fail proves nothing. Every mutation here is a mistake of the kind that verifiers have made; the
+gate is the same one that passes without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import bounds.ascent
+import bounds.backward
+import bounds.dual
+import bounds.interval
+import bounds.propagate
+import verifier.branch.activation_split
+import verifier.branch.input_split
+from bounds.graph import Builder
+from bounds.layouts import Selection
+from bounds.ops.base import Line, Relaxation
+from bounds.ops.conv import Conv
+from bounds.ops.gemm import Gemm
+from bounds.ops.relu import Relu
+from verifier.branch.frontier import Subproblems
+from verifier.branch.input_split import InputSplit
+from verifier.branch.splits import Splits
+from verifier.property.numbers import Numbers
+
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> object:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def wrap(patch: Patch, owner: Any, name: str, change: Callable[..., Any]) -> None:
+    """Replace ``owner.name`` by ``change(original, *arguments)``."""
+    original = getattr(owner, name)
+    patch.setattr(owner, name, lambda *args, **named: change(original, *args, **named))
+
+
+# Bounds ---------------------------------------------------------------------------------------------------------------
+
+
+def lines_swapped(patch: Patch) -> None:
+    """The slope of the other side: ``A+ upper + A- lower``."""
+    wrap(patch, bounds.backward, "_choose", lambda f, owner, rows, positive, below, above: f(
+        owner, rows, positive, above, below
+    ))
+
+
+def intercept_too_small(patch: Patch) -> None:
+    """A ReLU's upper line that cuts off the corner of the triangle."""
+
+    def change(original: Callable[..., Relaxation], *args: Any, **named: Any) -> Relaxation:
+        found = original(*args, **named)
+        upper = found.upper[0]
+        return replace(found, upper=(Line(upper.slopes, upper.offset * 0.6),))
+
+    wrap(patch, Relu, "relaxation", change)
+
+
+def padding_not_masked(patch: Patch) -> None:
+    """A transposed convolution that is cropped at the wrong end."""
+
+    def change(original: Callable[..., Tensor], self: Conv, rows: Tensor, *args: Any) -> Tensor:
+        half = len(self.strides)
+        return original(replace(self, pads=(*self.pads[half:], *self.pads[:half])), rows, *args)
+
+    wrap(patch, Conv, "pullback", change)
+
+
+def sign_of_unit_rows_lost(patch: Patch) -> None:
+    """Upper bounds that are minus the lower bound of the same row, not of the negated one."""
+
+    def change(original: Callable[..., bool], walk: Any, node: Any, units: Selection) -> bool:
+        return original(walk, node, replace(units, sign=units.sign.abs()))
+
+    wrap(patch, bounds.backward, "_start_with_units", change)
+
+
+def errors_not_charged(patch: Patch) -> None:
+    """Float32 taken for exact arithmetic."""
+    patch.setattr(bounds.backward, "_total_error", lambda walk: torch.zeros_like(walk.bias))
+
+    def change(original: Callable[..., Tensor], plan: Any, lines: Any, box: Any) -> Tensor:
+        return original(replace(plan, rounding=None), lines, box)
+
+    wrap(patch, verifier.branch.input_split, "concretize", change)
+
+
+# Duals ----------------------------------------------------------------------------------------------------------------
+
+
+def beta_with_the_wrong_sign(patch: Patch) -> None:
+    """Half-spaces that point away from the subproblem."""
+    wrap(patch, bounds.dual, "Split", lambda f, signed: f(-signed))
+    wrap(patch, bounds.ascent, "_gradients", lambda f, dual, current, *args: [
+        -g if len(current.slopes) <= k < len(current.slopes) + len(current.betas) else g
+        for k, g in enumerate(f(dual, current, *args))
+    ])
+
+
+def negative_weights(patch: Patch) -> None:
+    """Literal weights that are not kept non-negative."""
+
+    def change(original: Callable[..., None], variables: list[Tensor], *args: Any) -> None:
+        original(variables, *args)
+        weights = variables[-1]
+        if weights.shape[1] > 1:
+            weights[:, 1:] *= -1
+
+    wrap(patch, bounds.ascent, "_adam", change)
+
+
+def one_side_of_a_split(patch: Patch) -> None:
+    """The active half of each activation split alone."""
+    wrap(patch, verifier.branch.activation_split, "children", lambda f, batch: _first_half(f(batch)))
+
+
+def _first_half(splits: Splits) -> Splits:
+    return splits.take(torch.arange(splits.size // 2))
+
+
+# Boxes ----------------------------------------------------------------------------------------------------------------
+
+
+def clipped_across_clauses(patch: Patch) -> None:
+    """The intersection of what each clause leaves of a box, where the hull is needed."""
+    original = Tensor.scatter_reduce
+
+    def change(self: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str) -> Tensor:
+        if self.numel() and bool(torch.isinf(self).all()):
+            return original(-self, dim, index, src, {"amin": "amax", "amax": "amin"}[reduce])
+        return original(self, dim, index, src, reduce)
+
+    patch.setattr(Tensor, "scatter_reduce", change)
+
+
+def leaf_dropped(patch: Patch) -> None:
+    """The frontier forgets what does not fit into the next batch."""
+    wrap(patch, Subproblems, "pop", lambda f, self, count: (self.take(self.bound.argsort()[-8:]), self.take(self.task[:0])))
+
+
+def children_that_do_not_cover(patch: Patch) -> None:
+    """The second child begins behind the cut."""
+
+    def change(original: Callable[..., Any], self: InputSplit, parents: Subproblems, scores: Tensor) -> Any:
+        children, more, still = original(self, parents, scores)
+        half = children.size // 2
+        lower = children.lower.clone()
+        moved = children.lower[half:] > children.lower[:half]
+        lower[half:] += moved * 0.2 * (children.upper - children.lower)[half:]
+        return replace(children, lower=lower), more, still
+
+    wrap(patch, InputSplit, "_bisect", change)
+
+
+def bounds_of_a_sibling(patch: Patch) -> None:
+    """Children inherit the intermediate bounds of another box."""
+
+    def change(original: Callable[..., Any], self: InputSplit, *args: Any) -> Any:
+        children, still = original(self, *args)
+        inherited = {n: (low.roll(1, 0), high.roll(1, 0)) for n, (low, high) in children.inherited.items()}
+        return replace(children, inherited=inherited), still
+
+    wrap(patch, InputSplit, "_children", change)
+
+
+def joint_without_thresholds(patch: Patch) -> None:
+    """Weighted literals whose slacks are taken for zero where they are negative."""
+    wrap(patch, verifier.branch.input_split, "joint", lambda f, rows, slack, *box: f(rows, slack * 0.5, *box))
+
+
+BUGS: Sequence[tuple[Callable[[Patch], None], str]] = (
+    (lines_swapped, "screened"),
+    (intercept_too_small, "screened"),
+    (padding_not_masked, "screened"),
+    (sign_of_unit_rows_lost, "screened"),
+    (beta_with_the_wrong_sign, "activation_split"),
+    (negative_weights, "activation_split"),
+    (one_side_of_a_split, "activation_split"),
+    (clipped_across_clauses, "input_split_float64"),
+    (leaf_dropped, "input_split_float64"),
+    (children_that_do_not_cover, "input_split_float64"),
+    (bounds_of_a_sibling, "input_split_float64"),
+    (joint_without_thresholds, "input_split_float64"),
+)
+SEED, MOST = 4, 150
+
+
+@pytest.mark.parametrize(("bug", "engine"), BUGS, ids=[bug.__name__ for bug, _ in BUGS])
+def test_a_seeded_bug_is_caught(
+    planted: ModuleType, monkeypatch: Patch, bug: Callable[[Patch], None], engine: str
+) -> None:
+    budget = planted.Budget(rounds=8, seconds=1.0)
+    bug(monkeypatch)
+    with pytest.raises(planted.FalseRefutationError) as caught:
+        planted.gate(planted.ENGINES[engine], SEED, MOST, budget, twins=MOST)
+    monkeypatch.undo()
+    place = int(str(caught.value).split()[1])
+    one = list(planted.instances(SEED, place + 1))[place]
+    assert not planted.ENGINES[engine](one.query, budget), "refuted without the bug too"
