@@ -168,11 +168,12 @@ def _exact(query: Query, dtype: torch.dtype = torch.float64) -> Plan:
 
 def _limited(steps: Iterable[Step], budget: Budget) -> bool:
     """Whether the last step within the budget has nothing open."""
-    end, last = time.monotonic() + budget.seconds, None
-    for last in itertools.islice(steps, budget.rounds):
+    end, left = time.monotonic() + budget.seconds, 0
+    for step in itertools.islice(steps, budget.rounds):
+        left = step.open_subproblems
         if time.monotonic() > end:
             break
-    return last is None or last.open_subproblems == 0
+    return left == 0
 
 
 def screened(query: Query, budget: Budget) -> bool:

@@ -88,7 +88,10 @@ class _Draw:
         alpha = float(self.numbers(1, gain=0.5).item())
         relu: Callable[[int], int] = lambda x: add(Relu(), x)  # noqa: E731 - one of a list
         return (
-            relu, relu, relu, relu,
+            relu,
+            relu,
+            relu,
+            relu,
             lambda x: add(LeakyRelu(alpha), x),
             lambda x: add(Abs(), x),
             lambda x: add(Clip(low, high), x),

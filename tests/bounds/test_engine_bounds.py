@@ -180,7 +180,9 @@ def test_an_inexact_summand_costs_its_error_alone() -> None:
     error = torch.full((2,), 1e-12, dtype=D)
     shifted = build.add(Add(), x, build.constant(torch.tensor([1.0, 2.0], dtype=D), error))
     weight = build.constant(torch.eye(2, dtype=D))
-    graph = build.finish([build.add(Gemm(), shifted, weight, build.constant(torch.tensor([1.0, -1.0], dtype=D), error))])
+    graph = build.finish(
+        [build.add(Gemm(), shifted, weight, build.constant(torch.tensor([1.0, -1.0], dtype=D), error))]
+    )
     case = bounded(graph, np.zeros(2), np.ones(2), torch.float64)
     low, high = case.state.bounds[case.plan.output]
     assert bool(((low[0] < torch.tensor([2.0, 1.0]) - 2e-12) & (high[0] > torch.tensor([3.0, 2.0]) + 2e-12)).all())

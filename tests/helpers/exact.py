@@ -34,8 +34,12 @@ Values = np.ndarray
 
 _EXACT = np.vectorize(Fraction, otypes=[object])
 _BINARY: dict[type[Op], Callable[[Values, Values], Values]] = {
-    Add: lambda a, b: a + b, Sub: lambda a, b: a - b, Mul: lambda a, b: a * b, Div: lambda a, b: a / b,
-    Max: np.maximum, Min: np.minimum,
+    Add: lambda a, b: a + b,
+    Sub: lambda a, b: a - b,
+    Mul: lambda a, b: a * b,
+    Div: lambda a, b: a / b,
+    Max: np.maximum,
+    Min: np.minimum,
 }
 
 
@@ -120,7 +124,9 @@ def _summed(op: Op, x: Values, shape: tuple[int, ...]) -> Values:
 def _product(x: Values, matrix: Values) -> Values:
     flat = x.reshape(-1)
     used = [np.nonzero(matrix[:, j])[0] for j in range(matrix.shape[1])]
-    return np.array([sum((flat[i] * matrix[i, j] for i in rows), Fraction(0)) for j, rows in enumerate(used)], dtype=object)
+    return np.array(
+        [sum((flat[i] * matrix[i, j] for i in rows), Fraction(0)) for j, rows in enumerate(used)], dtype=object
+    )
 
 
 def _elementwise(op: Op, operands: list[Values]) -> Values:
