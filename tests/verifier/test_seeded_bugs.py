@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,17 +20,24 @@ from torch import Tensor
 import bounds.ascent
 import bounds.backward
 import bounds.dual
-import bounds.interval
-import bounds.propagate
 import verifier.branch.activation_split
 import verifier.branch.input_split
+from bounds.graph import Builder
 from bounds.layouts import Selection
 from bounds.ops.base import Line, Relaxation
 from bounds.ops.conv import Conv
+from bounds.ops.gemm import Gemm
 from bounds.ops.relu import Relu
+from bounds.plan import prepare
+from bounds.rounding import Rounding
 from verifier.branch.frontier import Subproblems
 from verifier.branch.input_split import InputSplit
+from verifier.branch.problem import Problem
 from verifier.branch.splits import Splits
+from verifier.cases import float_cases
+from verifier.property.numbers import Rounded
+from verifier.query import Form, Specification, Variable
+from verifier.strategy import SplitPlan
 
 Patch = pytest.MonkeyPatch
 
@@ -222,3 +231,90 @@ def test_a_seeded_bug_is_caught(
     place = int(str(caught.value).split()[1])
     one = list(planted.instances(SEED, place + 1))[place]
     assert not planted.ENGINES[engine](one.query, budget), "refuted without the bug too"
+
+
+# What only exact numbers can tell -------------------------------------------------------------------------------------
+
+
+def minima(exact: ModuleType, count: int) -> list[Any]:
+    """Affine networks, their box, and their exact minimum over it rounded up: the threshold of a true literal."""
+    found = []
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        build = Builder()
+        x = build.input((4,))
+        for before, after in ((4, 5), (5, 1)):
+            weight, bias = (torch.from_numpy(rng.normal(size=s)) for s in ((before, after), (after,)))
+            x = build.add(Gemm(), x, build.constant(weight), build.constant(bias))
+        graph = build.finish([x])
+        ends = np.sort(rng.normal(size=(2, 4)).astype(np.float32), axis=0)
+        corners = [np.where([k >> i & 1 for i in range(4)], ends[0], ends[1]) for k in range(16)]
+        least = min(exact.evaluate(graph, exact.exact(c))[graph.outputs[0]][0] for c in corners)
+        above = float(least)
+        found.append(
+            (graph, (ends[0], ends[1]), above if Fraction(above) >= least else float(np.nextafter(above, np.inf)))
+        )
+    return found
+
+
+def refuted(planted: ModuleType, exact: ModuleType, dtype: torch.dtype) -> int:
+    """How many of 40 literals that hold at a corner of their box are refuted in one pass."""
+    count = 0
+    for graph, box, threshold in minima(exact, 40):
+        query = planted.query(graph, [box], [(0, [(0, 1, threshold)])])
+        plan = prepare(graph, dtype, rounding=Rounding.of(dtype))
+        with torch.no_grad():
+            step = next(InputSplit(Problem.of(query), (plan,), SplitPlan()).run())
+        count += step.open_subproblems == 0
+    return count
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_missing_error_terms_are_caught(
+    planted: ModuleType, exact: ModuleType, monkeypatch: Patch, dtype: torch.dtype
+) -> None:
+    assert refuted(planted, exact, dtype) == 0
+    errors_not_charged(monkeypatch)
+    assert refuted(planted, exact, dtype) > 5
+
+
+def specification(rng: np.random.Generator) -> Specification:
+    """Random decimals, among them ties and numbers that floats hold."""
+    decimals = sorted({Fraction(int(n), 10 ** int(e)) for n, e in rng.integers((-9999, 0), (9999, 9), (60, 2))})
+    size = len(decimals)
+    lower = np.sort(rng.integers(0, size, (2, 5, 4)), axis=0)
+    variable = Variable("X", "float32", (4,), 0)
+    return Specification(
+        constants=decimals,
+        lower=lower[0],
+        upper=lower[1],
+        clauses_of=np.arange(6),
+        literals_of=np.arange(0, 16, 3),
+        form=np.zeros(15, dtype=np.int64),
+        sign=rng.choice([-1, 1], 15),
+        rhs=rng.integers(0, size, 15),
+        strict=np.zeros(15, dtype=bool),
+        forms=(Form(((0, Fraction(1)),)),),
+        inputs=(variable,),
+        outputs=(Variable("Y", "float32", (1,), 0),),
+    )
+
+
+def unsafe_numbers() -> int:
+    """Thresholds and box ends on the wrong side of the exact numbers they stand for."""
+    wrong = 0
+    for seed in range(5):
+        spec = specification(np.random.default_rng(seed))
+        cases, _ = float_cases(spec, spec.inputs)
+        for threshold, sign, rhs in zip(cases.threshold, spec.sign, spec.rhs, strict=True):
+            wrong += Fraction(float(threshold)) < int(sign) * spec.constants[rhs]
+        for ends, ranks, side in ((cases.lower, spec.lower, 1), (cases.upper, spec.upper, -1)):
+            pairs = zip(ends.flat, ranks.flat, strict=True)
+            wrong += sum(side * (Fraction(float(end)) - spec.constants[rank]) > 0 for end, rank in pairs)
+    return wrong
+
+
+def test_rounding_to_the_wrong_side_is_caught(monkeypatch: Patch) -> None:
+    assert unsafe_numbers() == 0
+    wrap(monkeypatch, Rounded, "enclose", lambda f, self, dtype: f(self, dtype)[::-1])
+    assert unsafe_numbers() > 20
