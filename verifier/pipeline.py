@@ -270,14 +270,16 @@ def _device(name: str) -> torch.device:
 
 
 class _plain_products:
-    """Matrix products and convolutions as plain dot products (no TF32, no cuDNN algorithms) while inside."""
+    """Matrix products and convolutions as plain dot products (no TF32, no cuDNN or NNPACK algorithms) while inside."""
 
     def __enter__(self) -> None:
         self._precision = torch.get_float32_matmul_precision()
         self._cudnn = torch.backends.cudnn.enabled
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.enabled = False
+        (self._nnpack,) = torch.backends.nnpack.set_flags(False)  # Winograd and FFT from 16 images on
 
     def __exit__(self, *_: object) -> None:
         torch.set_float32_matmul_precision(self._precision)
         torch.backends.cudnn.enabled = self._cudnn
+        torch.backends.nnpack.set_flags(self._nnpack)
