@@ -38,11 +38,10 @@ def outputs(model: bytes, witness: dict[str, str]) -> tuple[dict[str, Fraction],
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     dtype = np.float64 if session.get_inputs()[0].type == "tensor(double)" else np.float32
     x = np.array([float(witness[f"X_{i}"]) for i in range(sum(k[0] == "X" for k in witness))], dtype=dtype)
-    feed, at = {}, 0
-    for tensor in session.get_inputs():
-        shape = [d if isinstance(d, int) and d > 0 else 1 for d in tensor.shape]
-        feed[tensor.name], at = x[at:at + prod(shape)].reshape(shape), at + prod(shape)
-    assert at == len(x), f"{len(x)} values for {at} inputs"
+    shapes = [[d if isinstance(d, int) and d > 0 else 1 for d in tensor.shape] for tensor in session.get_inputs()]
+    assert sum(map(prod, shapes)) == len(x), f"{len(x)} values for {sum(map(prod, shapes))} inputs"
+    parts = np.split(x, np.cumsum([prod(shape) for shape in shapes])[:-1])
+    feed = {tensor.name: part.reshape(shape) for tensor, part, shape in zip(session.get_inputs(), parts, shapes)}
     y = np.concatenate([np.asarray(v).reshape(-1) for v in session.run(None, feed)])
     named = {f"X_{i}": Fraction(float(v)) for i, v in enumerate(x)}
     return named | {f"Y_{i}": Fraction(float(v)) for i, v in enumerate(y)}, dtype

@@ -69,6 +69,12 @@ def exact() -> ModuleType:
     return _module(CHECKOUT / "tests" / "helpers" / "exact.py")
 
 
+@pytest.fixture(scope="session")
+def checker() -> ModuleType:
+    """The check of counterexamples that shares nothing with the verifier: ``benchmarks/check_witness.py``."""
+    return _module(CHECKOUT / "benchmarks" / "check_witness.py")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in one line how many tests stood out for want of the competition benchmarks."""
     skipped = terminalreporter.stats.get("skipped", [])
