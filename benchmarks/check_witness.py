@@ -41,7 +41,8 @@ def outputs(model: bytes, witness: dict[str, str]) -> tuple[dict[str, Fraction],
     shapes = [[d if isinstance(d, int) and d > 0 else 1 for d in tensor.shape] for tensor in session.get_inputs()]
     assert sum(map(prod, shapes)) == len(x), f"{len(x)} values for {sum(map(prod, shapes))} inputs"
     parts = np.split(x, np.cumsum([prod(shape) for shape in shapes])[:-1])
-    feed = {tensor.name: part.reshape(shape) for tensor, part, shape in zip(session.get_inputs(), parts, shapes)}
+    names = [tensor.name for tensor in session.get_inputs()]
+    feed = {n: part.reshape(shape) for n, part, shape in zip(names, parts, shapes, strict=True)}
     y = np.concatenate([np.asarray(v).reshape(-1) for v in session.run(None, feed)])
     named = {f"X_{i}": Fraction(float(v)) for i, v in enumerate(x)}
     return named | {f"Y_{i}": Fraction(float(v)) for i, v in enumerate(y)}, dtype
