@@ -20,6 +20,7 @@ from bounds.layouts import Owner
 from bounds.plan import Plan
 from bounds.propagate import crown, propagate
 from verifier.branch.problem import Literals, OpenTask, Problem, outward
+from verifier.errors import InternalError
 from verifier.query import Query
 
 BATCH_ELEMENTS = 1 << 20
@@ -53,8 +54,9 @@ def _screen(problem: Problem, plan: Plan, task: Tensor) -> Screened:
     rows = problem.rows(literals.columns, plan)
     lines = backward(plan, state, plan.output, rows, Owner.shared(rows.shape[0]))
     bounds = concretize(plan, lines, boxes).reshape(task.shape[0], -1)
-    alive = (problem.clauses[task] >= 0) & ~crossed.unsqueeze(1)
-    margins = literals.margins(literals.slack(bounds), alive)
+    if bool(crossed.any()):  # nothing is assumed of these boxes, so no contradiction refutes them
+        raise InternalError("bounds of a whole box contradict each other: please report the model and the property")
+    margins = literals.margins(literals.slack(bounds), problem.clauses[task] >= 0)
     open_ = (margins <= 0).any(1)
     refuted = margins[~open_]
     known = state if task.shape[0] == 1 else None
