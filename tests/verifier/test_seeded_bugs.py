@@ -35,6 +35,7 @@ from verifier.branch.input_split import InputSplit
 from verifier.branch.problem import Problem
 from verifier.branch.splits import Splits
 from verifier.cases import float_cases
+from verifier.errors import InternalError
 from verifier.property.numbers import Rounded
 from verifier.query import Form, Specification, Variable
 from verifier.strategy import SplitPlan
@@ -203,10 +204,10 @@ def joint_without_thresholds(patch: Patch) -> None:
 
 
 BUGS: Sequence[tuple[Callable[[Patch], None], str]] = (
-    (lines_swapped, "screened"),
+    (lines_swapped, "input_split_float64"),
     (intercept_too_small, "screened"),
-    (padding_not_masked, "screened"),
-    (sign_of_unit_rows_lost, "screened"),
+    (padding_not_masked, "input_split_float64"),
+    (sign_of_unit_rows_lost, "input_split_float64"),
     (beta_with_the_wrong_sign, "activation_split"),
     (negative_weights, "activation_split"),
     (one_side_of_a_split, "activation_split"),
@@ -217,6 +218,13 @@ BUGS: Sequence[tuple[Callable[[Patch], None], str]] = (
     (joint_without_thresholds, "input_split_float64"),
 )
 SEED, MOST = 12, 150
+
+
+def test_contradictions_of_a_whole_box_are_an_error(planted: ModuleType, monkeypatch: Patch) -> None:
+    """Nothing is assumed of a whole box, so bounds that cross there are a fault of ours and no refutation."""
+    sign_of_unit_rows_lost(monkeypatch)
+    with pytest.raises(InternalError, match="contradict"):
+        planted.gate(planted.ENGINES["screened"], SEED, MOST, planted.Budget(), twins=MOST)
 
 
 @pytest.mark.parametrize(("bug", "engine"), BUGS, ids=[bug.__name__ for bug, _ in BUGS])
