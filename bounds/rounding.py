@@ -6,12 +6,15 @@ bound of everything that rounding can have done to it. All terms come from the s
 Numerical Algorithms, 2nd ed., section 3.1): a sum of n products in any order, with or without fused operations,
 is off by at most ``gamma_n * sum |a_i||b_i|`` plus underflow.
 
-``None`` in place of a ``Rounding`` means search: no claim is made and no term is added.
+``None`` in place of a ``Rounding`` means search: no claim is made and no term is added. The model speaks of plain dot
+products; ``plain_products`` turns off the algorithms that are not.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -63,3 +66,21 @@ def cast_outward(lower: Tensor, upper: Tensor, dtype: torch.dtype) -> tuple[Tens
     low = torch.where(low.to(lower.dtype) > lower, torch.nextafter(low, -inf), low)
     high = torch.where(high.to(upper.dtype) < upper, torch.nextafter(high, inf), high)
     return low, high
+
+
+@contextmanager
+def plain_products() -> Iterator[None]:
+    """Matrix products and convolutions as plain dot products (no TF32, no cuDNN or NNPACK algorithms) while inside.
+
+    Torch's flags hold for the whole process; they are put back at the end.
+    """
+    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.enabled
+    (nnpack,) = torch.backends.nnpack.set_flags(False)  # Winograd and FFT from 16 images on
+    try:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.enabled = False
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.enabled = cudnn
+        torch.backends.nnpack.set_flags(nnpack)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bounds.plan import Plan, prepare
-from bounds.rounding import Rounding
+from bounds.rounding import Rounding, plain_products
 from verifier.attacks.plan import AttackPlan
 from verifier.attacks.search import candidates
 from verifier.branch.activation_split import ActivationSplit
@@ -137,7 +137,7 @@ def verify(
         return Verified(stage="property", notes=query.notes)
     place = _device(device)
     strategy = choose(features(query), seed) if strategy is None else strategy
-    with torch.no_grad(), _plain_products():
+    with torch.no_grad(), plain_products():
         exact = prepare(query.graph, torch.float64, place, Rounding.of(torch.float64))
         run = _Run(
             query,
@@ -267,19 +267,3 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name!r} does not exist here: {torch.cuda.device_count()} CUDA devices are visible")
     return device
-
-
-class _plain_products:
-    """Matrix products and convolutions as plain dot products (no TF32, no cuDNN or NNPACK algorithms) while inside."""
-
-    def __enter__(self) -> None:
-        self._precision = torch.get_float32_matmul_precision()
-        self._cudnn = torch.backends.cudnn.enabled
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.enabled = False
-        (self._nnpack,) = torch.backends.nnpack.set_flags(False)  # Winograd and FFT from 16 images on
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_float32_matmul_precision(self._precision)
-        torch.backends.cudnn.enabled = self._cudnn
-        torch.backends.nnpack.set_flags(self._nnpack)
