@@ -66,9 +66,12 @@ def prepare(
     device: torch.device | str = "cpu",
     rounding: Rounding | None = None,
 ) -> Plan:
-    """Make a graph with one input and one output ready for bounding; raises ``ValueError`` for another count."""
+    """Make a graph with one input and one output ready for bounding; raises ``ValueError`` for another count, and
+    for an output that does not depend on the input."""
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ValueError(f"bounds need one input and one output, not {len(graph.inputs)} and {len(graph.outputs)}")
+    if not graph.variable[graph.outputs[0]]:
+        raise ValueError("the output does not depend on the input: it is a constant, which needs no bounds")
     graph = graph.to(dtype, device)
     variable = graph.variable
     operands: dict[int, tuple[Tensor | None, ...]] = {}
