@@ -54,7 +54,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits of one engine on one query."""
+    """Limits of one engine on one query (rounds alone give the same result whatever else the machine does)."""
 
     rounds: int = 20
     seconds: float = 1.0

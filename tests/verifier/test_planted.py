@@ -22,9 +22,9 @@ def _one_thread() -> object:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_engine_refutes_a_planted_counterexample(planted: ModuleType, engine: str) -> None:
-    counts = planted.gate(planted.ENGINES[engine], 1, 60, planted.Budget(rounds=4, seconds=0.3), twins=5)
+    counts = planted.gate(planted.ENGINES[engine], 1, 60, planted.Budget(rounds=3, seconds=1e9), twins=6)
     assert counts["planted, open"] == 60
-    assert counts["impossible, refuted"] >= 8, counts
+    assert counts["impossible, refuted"] >= 7, counts
 
 
 @pytest.mark.slow
