@@ -166,7 +166,9 @@ def _read_list(path: Path) -> list[Instance]:
     home = folder.parent.name + "/" + folder.name if _VERSION_FOLDER.fullmatch(folder.name) else folder.name
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file; expected a list of instances or a folder") from error
+    except OSError as error:
         raise InputError(f"{path}: cannot be read as a list of instances: {error}") from error
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
     try:
@@ -180,7 +182,7 @@ def _read_list(path: Path) -> list[Instance]:
 
 def _instance(columns: list[str], folder: Path, home: str) -> Instance:
     if not 3 <= len(columns) <= 4:
-        raise ValueError(f"expected network,property,timeout[,expected], got {len(columns)} columns")
+        raise ValueError(f"expected network,property,timeout[,expected], found {len(columns)} column(s)")
     onnx, vnnlib, limit = columns[:3]
     expected = columns[3].lower() if len(columns) == 4 else ""
     try:
@@ -188,7 +190,7 @@ def _instance(columns: list[str], folder: Path, home: str) -> Instance:
     except ValueError:
         timeout = -1.0
     if not 0 < timeout < float("inf"):
-        raise ValueError(f"{limit!r} is not a timeout in seconds")
+        raise ValueError(f"{limit!r} is not a timeout in seconds (a list has no header)")
     if expected not in EXPECTED:
         raise ValueError(f"{expected!r} is not an expected result (sat, unsat, unknown)")
     networks = tuple((name, _existing(folder / file)) for name, file in parse_networks(onnx))

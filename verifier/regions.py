@@ -120,7 +120,7 @@ def _fitting(x: np.ndarray, network: Network, what: str) -> np.ndarray:
         raise InputError(f"{what}: an array of numbers is needed, not of type {array.dtype}")
     if array.size != variable.size:
         raise InputError(
-            f"{what} has {array.size} elements (shape {list(array.shape)}), the model's input {variable.name} has "
+            f"{what} has {array.size} elements (shape {list(array.shape)}), the model's input {variable.name!r} has "
             f"{variable.size} (shape {list(variable.shape)})"
         )
     flat = array.reshape(-1).astype(np.float64)

@@ -26,6 +26,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
         allow_abbrev=False,
+        usage="%(prog)s FOLDER_OR_CSV ... --out FILE.csv [OPTIONS]",
         help="run many instances",
         description="Run the instances of lists with the columns network,property,timeout[,expected] (no header), "
         "write a table of results and print a summary. Exit code 1 where a result is the opposite of the expected "

@@ -42,7 +42,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, Sequence) and not isinstance(value, str) and any(isinstance(e, Mapping) for e in value):
             text += [f"{key}:", *(f"  {_plain(entry)}" for entry in value)]
         else:
-            text.append(f"{key}: {_plain(value)}")
+            text.append(f"{key}: {'none' if value == [] else _plain(value)}")
     return text
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from verifier import __version__
 from verifier.cli import bench, completion, info, supports, verify
+from verifier.errors import InputError
 
 if TYPE_CHECKING:
     from verifier.cli.session import Session
@@ -23,7 +24,7 @@ def build() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__, help="print the version and exit")
     parser.add_argument("--name", action="version", version="nn-verifier", help="print the program's name and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in (verify, bench, info, supports):
         command.add_parser(commands)
     completion.add_parser(commands)
@@ -41,5 +42,7 @@ def run(options: argparse.Namespace, early: Session | None = None) -> int:
             return info.run(options)
         case "completion":
             return completion.run(options, build())
+        case None:
+            raise InputError("a command is missing: verify, bench, info, supports or completion (see verifier --help)")
         case _:
             return supports.run(options)

@@ -36,6 +36,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "supports",
         allow_abbrev=False,
+        usage="%(prog)s --QUESTION",
         aliases=["capabilities"], help="what is supported, for other programs",
         description="Answer one question of the VNN-LIB standard's command line, one answer a line.",
     )

@@ -28,6 +28,9 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
         allow_abbrev=False,
+        usage="%(prog)s MODEL.onnx PROPERTY.vnnlib [OPTIONS]\n"
+        "       %(prog)s QUERY.vnnlib --network NAME=MODEL.onnx [OPTIONS]\n"
+        "       %(prog)s MODEL.onnx (--input FILE --epsilon R | --box FILE.npz) [OPTIONS]",
         help="decide one property of one model",
         description="Decide a property. A property file describes the counterexamples: sat means that there is one "
         "(it is printed, and onnxruntime has replayed it), unsat that the property holds.",
@@ -87,11 +90,17 @@ def build_task(arguments: argparse.Namespace) -> Message:
     if len(files) != 2:
         raise InputError("expected MODEL.onnx PROPERTY.vnnlib (or QUERY.vnnlib --network NAME=FILE, or MODEL.onnx and "
                          f"--input or --box), got {len(files)} file(s)")
+    if _looks_like(files[0], ".vnnlib") and _looks_like(files[1], ".onnx"):
+        raise InputError(f"the model comes first: verifier verify {files[1]} {files[0]}")
     try:
         networks = dict(parse_networks(files[0]))
     except ValueError as error:
         raise InputError(f"model: {error}") from error
     return common | {"kind": "property", "property": files[1], "networks": networks}
+
+
+def _looks_like(path: str, ending: str) -> bool:
+    return path.removesuffix(".gz").endswith(ending)
 
 
 def _region_task(arguments: argparse.Namespace) -> Message:

@@ -83,7 +83,7 @@ def test_info_of_what_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_info_lines() -> None:
     summary = {"opset": 13, "inputs": [{"name": "x", "shape": [1, None]}], "operators": {"Relu": 2}, "unsupported": []}
     assert info.lines(summary) == [
-        "opset: 13", "inputs:", "  name x, shape [1, None]", "operators:", "  Relu: 2", "unsupported: []"]
+        "opset: 13", "inputs:", "  name x, shape [1, None]", "operators:", "  Relu: 2", "unsupported: none"]
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)

@@ -190,6 +190,20 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ([], "a command is missing: verify, bench"),
+        (["verify", "p.vnnlib", "m.onnx"], "the model comes first: verifier verify m.onnx p.vnnlib"),
+        (["verify", "a b/p.vnnlib.gz", "m.onnx.gz"], "verifier verify m.onnx.gz a b/p.vnnlib.gz"),
+    ],
+)
+def test_what_is_meant_is_said(arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and hint in err and len(err.splitlines()) == 1
+
+
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     assert main(["verify", "m", "p", "--json", str(tmp_path / "missing" / "r.json")]) == 2
 
