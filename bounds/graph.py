@@ -64,7 +64,7 @@ class Node:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Graph:
     """Nodes in topological order (``nodes[i].id == i``), ids of inputs and outputs, and the constants by id."""
 
@@ -72,6 +72,10 @@ class Graph:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     constants: Mapping[int, Constant]
+
+    def __repr__(self) -> str:
+        ends = (", ".join(str(self.nodes[i].shape) for i in ids) for ids in (self.inputs, self.outputs))
+        return f"<Graph: {len(self.nodes)} nodes, {' -> '.join(ends)}>"
 
     @property
     def variable(self) -> tuple[bool, ...]:

@@ -37,6 +37,8 @@ def verify(
     from verifier.query import Query, read
 
     start = limits.now()
+    if timeout is not None and not timeout >= 0:
+        raise InputError(f"timeout: {timeout} is not a number of seconds")
     if not isinstance(query, Query):
         if property is None:
             raise InputError("verify takes a query, or the paths of a model and a property")

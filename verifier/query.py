@@ -135,7 +135,7 @@ class Model:
     outputs: tuple[Variable, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Query:
     """A question for ``verify``.
 
@@ -152,6 +152,11 @@ class Query:
     notes: tuple[str, ...] = ()
     source: Path | None = None
     models: tuple[Model, ...] = ()
+
+    def __repr__(self) -> str:
+        inputs = sum(v.size for m in self.models for v in m.inputs)
+        boxes, clauses = len(self.cases.lower), len(self.cases.literals_of) - 1
+        return f"<Query: {inputs} inputs, {len(self.specification.forms)} forms, {boxes} boxes, {clauses} clauses>"
 
 
 def read(

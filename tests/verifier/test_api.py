@@ -46,8 +46,17 @@ def test_wrong_arguments(digits: Path) -> None:
     query = verifier.read(digits / "digits.onnx", digits / "robust.vnnlib")
     with pytest.raises(verifier.InputError, match="has its property already"):
         verifier.verify(query, digits / "robust.vnnlib")
+    for timeout in (-1.0, float("nan")):
+        with pytest.raises(verifier.InputError, match="not a number of seconds"):
+            verifier.verify(query, timeout=timeout)
     with pytest.raises(verifier.InputError):
         verifier.load(digits / "missing.onnx")
+
+
+def test_what_a_reader_prints_is_short(digits: Path) -> None:
+    query = verifier.read(digits / "digits.onnx", digits / "robust.vnnlib")
+    assert repr(query) == "<Query: 64 inputs, 9 forms, 1 boxes, 9 clauses>"
+    assert repr(query.graph).endswith("nodes, (64,) -> (9,)>")
 
 
 def test_load_gives_the_graph(digits: Path) -> None:

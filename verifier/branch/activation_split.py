@@ -104,10 +104,11 @@ class ActivationSplit:
         kept = self._remember(batch.take(open_), found, open_)
         last = kept.take(kept.next < 0)
         if last.size:  # linear by now, so a longer ascent reaches the optimum of the linear program in the limit
-            last = last.take(self._decide(last, self._bound(last, self.options.last_steps)) <= 0)
+            decided = self._decide(last, self._bound(last, self.options.last_steps))
+            last, proven = last.take(decided <= 0), torch.cat([proven, decided])
         return _Sifted(
             batch.size - kept.size + int((kept.next < 0).sum()) - last.size,
-            float(proven[~open_].amin()) if not bool(open_.all()) else float("inf"),
+            float(proven[proven > 0].amin()) if bool((proven > 0).any()) else float("inf"),
             kept.take(kept.next >= 0),
             last,
             self._points(found.corner[open_], kept.clause),

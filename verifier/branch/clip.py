@@ -26,6 +26,7 @@ def clip(rows: Tensor, slack: Tensor, lower: Tensor, upper: Tensor) -> tuple[Ten
     """
     room = ROUNDING.up(-slack).clamp(min=0).unsqueeze(-1)
     step = ROUNDING.up(room / rows.abs().clamp(min=1e-300))  # smaller coefficients cut nothing
+    step = torch.nan_to_num(step, nan=torch.inf, posinf=torch.inf)  # nor do those that overflowed
     cut_above = torch.where(rows > 1e-300, ROUNDING.up(lower.unsqueeze(1) + step), torch.inf).amin(1)
     cut_below = torch.where(rows < -1e-300, ROUNDING.down(upper.unsqueeze(1) - step), -torch.inf).amax(1)
     return torch.maximum(lower, cut_below), torch.minimum(upper, cut_above)

@@ -30,7 +30,7 @@ BATCH_ELEMENTS = 1 << 20
 @dataclass(frozen=True, slots=True, eq=False)
 class Screened:
     """Of one batch: the ``open`` tasks (with their state, where the batch is a single box), the number of refuted ones,
-    the least margin of a refutation, and the least bound of what is open."""
+    the least margin of a refuted clause, and the least bound of what is open."""
 
     open: list[OpenTask]
     refuted: int
@@ -58,12 +58,12 @@ def _screen(problem: Problem, plan: Plan, task: Tensor) -> Screened:
         raise InternalError("bounds of a whole box contradict each other: please report the model and the property")
     margins = literals.margins(literals.slack(bounds), problem.clauses[task] >= 0)
     open_ = (margins <= 0).any(1)
-    refuted = margins[~open_]
+    positive = margins[margins > 0]
     known = state if task.shape[0] == 1 else None
     return Screened(
         [OpenTask(int(task[k]), margins[k] <= 0, known) for k in open_.nonzero().flatten()],
         int((~open_).sum()),
-        float(refuted.amin()) if refuted.numel() else float("inf"),
+        float(positive.amin()) if positive.numel() else float("inf"),
         float(margins[open_].amin()) if bool(open_.any()) else float("inf"),
     )
 

@@ -118,3 +118,10 @@ def test_nothing_known_refutes_nothing() -> None:
     assert float(joint(rows, torch.full((2, 2), -torch.inf, dtype=D), zero, one).max()) == -torch.inf
     rows[1] = torch.nan
     assert bool((joint(rows, torch.full((2, 2), -1.0, dtype=D), zero, one) <= 0).all())
+
+
+def test_a_line_that_overflowed_cuts_nothing() -> None:
+    lower, upper = torch.zeros((1, 2), dtype=D), torch.ones((1, 2), dtype=D)
+    rows = torch.tensor([[[torch.inf, 1.0], [-torch.inf, torch.nan]]], dtype=D)
+    low, high = clip(rows, torch.full((1, 2), -torch.inf, dtype=D), lower, upper)
+    assert torch.equal(low, lower) and torch.equal(high, upper)
