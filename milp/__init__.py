@@ -1,1 +1,1 @@
-"""Exact encodings of a computation graph as mixed-integer linear programs, and bounds tightened with them."""
+"""The place of exact encodings of a computation graph as mixed-integer linear programs. Nothing is here yet."""

@@ -19,6 +19,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from verifier.errors import InputError
+from verifier.paths import plain_or_gzip
 
 LIST_NAME = "instances.csv"
 EXPECTED = ("sat", "unsat", "unknown", "")
@@ -105,7 +106,7 @@ def parse_networks(text: str) -> tuple[tuple[str, str], ...]:
 def declares_version_two(path: Path) -> bool:
     """Whether a property file starts with a version of VNN-LIB from 2 on; False where it cannot be read."""
     try:
-        with _existing(path).open("rb") as raw:
+        with plain_or_gzip(path).open("rb") as raw:
             head = raw.read(2)
             raw.seek(0)
             with gzip.open(raw) if head == b"\x1f\x8b" else raw as plain:
@@ -193,9 +194,9 @@ def _instance(columns: list[str], folder: Path, home: str) -> Instance:
         raise ValueError(f"{limit!r} is not a timeout in seconds (a list has no header)")
     if expected not in EXPECTED:
         raise ValueError(f"{expected!r} is not an expected result (sat, unsat, unknown)")
-    networks = tuple((name, _existing(folder / file)) for name, file in parse_networks(onnx))
+    networks = tuple((name, plain_or_gzip(folder / file)) for name, file in parse_networks(onnx))
     benchmark = _common_folder(onnx, vnnlib) or home
-    return Instance(benchmark, onnx, vnnlib, networks, _existing(folder / vnnlib), timeout, expected)
+    return Instance(benchmark, onnx, vnnlib, networks, plain_or_gzip(folder / vnnlib), timeout, expected)
 
 
 def _common_folder(onnx: str, vnnlib: str) -> str:
@@ -203,12 +204,6 @@ def _common_folder(onnx: str, vnnlib: str) -> str:
     parts = Path(vnnlib).parts
     usable = len(parts) > 1 and parts[0] == Path(onnx).parts[0]
     return parts[0] if usable and parts[0] not in (Path(vnnlib).anchor, "..", ".") else ""
-
-
-def _existing(path: Path) -> Path:
-    """The path, with ``.gz`` appended where only that exists."""
-    zipped = path.with_name(path.name + ".gz")
-    return zipped if not path.exists() and zipped.exists() else path
 
 
 def _line(values: Sequence[str]) -> str:

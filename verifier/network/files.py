@@ -16,6 +16,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from verifier.errors import InputError, UnsupportedError
+from verifier.paths import existing_file
 
 MAX_BYTES = 2**30
 """Default limit of a model's size after decompression, external data included."""
@@ -34,7 +35,7 @@ def load_model(source: str | Path | bytes, max_bytes: int = MAX_BYTES) -> tuple[
     if isinstance(source, bytes):
         name, folder, data = "model (from bytes)", None, source
     else:
-        path = find(source)
+        path = existing_file(source, ".onnx")
         name, folder, data = str(path), path.parent, _read(path, max_bytes)
     if data[:2] == _GZIP:
         data = _decompress(data, name, max_bytes)
@@ -48,19 +49,6 @@ def load_model(source: str | Path | bytes, max_bytes: int = MAX_BYTES) -> tuple[
 
         model = inliner.inline_local_functions(model)
     return model, name
-
-
-def find(source: str | Path) -> Path:
-    """The existing file that a path means: itself, or with ``.gz`` appended. Raises ``InputError``."""
-    path = Path(source)
-    zipped = path.with_name(path.name + ".gz") if path.name else path
-    if not path.exists() and zipped.is_file():
-        return zipped
-    if not path.exists():
-        raise InputError(f"{path}: no such file (nor {zipped.name} beside it)")
-    if not path.is_file():
-        raise InputError(f"{path}: not a file; name the .onnx file itself")
-    return path
 
 
 def opset(model: onnx.ModelProto, name: str) -> int:

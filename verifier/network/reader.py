@@ -24,6 +24,7 @@ from verifier.errors import InputError, UnsupportedError, UnsupportedModelError
 from verifier.network import decode, files
 from verifier.network.check import check_network
 from verifier.network.normalise import normalise
+from verifier.paths import existing_file
 from verifier.query import Variable
 
 _OWN_DOMAINS = ("", "ai.onnx")
@@ -70,7 +71,7 @@ def read_network(
     translation = _Translation(model, name, dims or {})
     graph = translation.run()
     outputs = _outputs(model.graph, [graph.nodes[i].shape for i in graph.outputs], translation.inputs[0].dtype)
-    path = None if isinstance(source, bytes) else files.find(source)
+    path = None if isinstance(source, bytes) else existing_file(source, ".onnx")
     _fix_shapes(model.graph, (*translation.inputs, *outputs))
     if normalised:
         graph = normalise(graph)

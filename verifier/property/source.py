@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from verifier.errors import InputError
+from verifier.paths import existing_file
 
 MAX_BYTES = 2**31
 _GZIP = b"\x1f\x8b"
@@ -38,7 +39,7 @@ def read_source(path: str | Path, max_bytes: int = MAX_BYTES) -> Source:
     ``max_bytes`` limits the text after decompression. Raises ``InputError`` for a missing, empty, oversized, broken
     or non-text file.
     """
-    found = _find(Path(path))
+    found = existing_file(path, ".vnnlib")
     try:
         with found.open("rb") as stream:
             zipped = stream.read(2) == _GZIP
@@ -72,14 +73,3 @@ def decode(data: bytes, name: str) -> Source:
 def _inflate(stream: io.BufferedReader, max_bytes: int) -> bytes:
     with gzip.GzipFile(fileobj=stream) as unzipped:
         return unzipped.read(max_bytes + 1)
-
-
-def _find(path: Path) -> Path:
-    zipped = path.with_name(path.name + ".gz") if path.name else path
-    if not path.exists() and zipped.is_file():
-        return zipped
-    if not path.exists():
-        raise InputError(f"{path}: no such file (nor {zipped.name} beside it)")
-    if not path.is_file():
-        raise InputError(f"{path}: not a file; name the .vnnlib file itself")
-    return path
