@@ -71,8 +71,9 @@ def _command(arguments: list[str]) -> int:
         early = Session(echo=bool({"-v", "--verbose"} & set(arguments)))
     try:
         from verifier.cli import parser
+        from verifier.cli.options import shield_negative_numbers
 
-        options = parser.build().parse_args(arguments)
+        options = parser.build().parse_args(shield_negative_numbers(arguments))
         return parser.run(options, early)
     except KeyboardInterrupt:
         if early is not None and not early.asked:

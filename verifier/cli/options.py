@@ -11,6 +11,14 @@ from pathlib import Path
 from verifier.errors import InputError
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
+# An exponent of more digits would be written out, and nobody's radius has one.
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,4000}(?:\.[0-9]{0,4000})?|\.[0-9]{1,4000})(?:[eE][+-]?[0-9]{1,4})?")
+_NEGATIVE = re.compile(r"-\.?[0-9]")
+
+
+def shield_negative_numbers(arguments: list[str]) -> list[str]:
+    """The arguments with a blank before negative numbers: the parser would take -1/2 or -1e-3 for an option."""
+    return [f" {a}" if _NEGATIVE.match(a) else a for a in arguments]
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -56,14 +64,14 @@ def positive(text: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not a positive number")
     return value
 
 
 def count(text: str) -> int:
     """A whole number from 1."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not a whole number from 1")
     return int(text)
 
 
@@ -77,10 +85,11 @@ def byte_count(text: str) -> int:
 
 def exact(text: str) -> str:
     """An exact number, a decimal or a fraction, kept as text for the worker."""
-    try:
-        Fraction(text)
-    except (ValueError, ZeroDivisionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a decimal or a fraction such as 8/255") from error
+    text = text.strip()
+    top, bar, bottom = text.partition("/")
+    parts = [top, bottom] if bar else [top]
+    if not all(_DECIMAL.fullmatch(part) for part in parts) or (bar and Fraction(bottom) == 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a decimal or a fraction such as 8/255")
     return text
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from verifier import limits
-from verifier.cli import INTERRUPTED, main, parser, verify
+from verifier.cli import INTERRUPTED, main, options, parser, verify
 from verifier.errors import InputError
 from verifier.report.result import schema
 
@@ -202,6 +202,18 @@ def test_what_is_meant_is_said(arguments: list[str], hint: str, capsys: pytest.C
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and hint in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", ["-1/2", "-1e-3", "-.5", "-0.5"])
+def test_negative_numbers_are_no_options(number: str) -> None:
+    given = options.shield_negative_numbers(["verify", "-q", "m", "--input", "x", "--epsilon", "1", "--mean", number])
+    assert parser.build().parse_args([*given, "--std", "1"]).mean == [number]
+
+
+@pytest.mark.parametrize("number", ["1/0", "1/0.0", "1e99999999", "1_0", "nan", "inf", "1/2/3", "", "x"])
+def test_numbers_that_are_none(number: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a decimal or a fraction"):
+        options.exact(number)
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
