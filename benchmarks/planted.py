@@ -192,6 +192,12 @@ def input_split_float64(query: Query, budget: Budget) -> bool:
     return _limited(InputSplit(Problem.of(query), (_exact(query),), SplitPlan(batch=64, fill=16)).run(), budget)
 
 
+def input_split_forward(query: Query, budget: Budget) -> bool:
+    """Input splits with forward linear bounds before backward ones."""
+    plans = (_exact(query, torch.float32), _exact(query))
+    return _limited(InputSplit(Problem.of(query), plans, SplitPlan(batch=64, fill=16, forward=True)).run(), budget)
+
+
 def _activations(query: Query, budget: Budget, refinement: int) -> bool:
     options = AscentPlan(root_steps=8, steps=4, last_steps=20, batch=32)
     problem, plans = Problem.of(query), (prepare(query.graph, torch.float32), _exact(query))
@@ -213,7 +219,15 @@ def activation_split_refined(query: Query, budget: Budget) -> bool:
 
 
 ENGINES: Mapping[str, Engine] = {
-    f.__name__: f for f in (screened, input_split, input_split_float64, activation_split, activation_split_refined)
+    f.__name__: f
+    for f in (
+        screened,
+        input_split,
+        input_split_float64,
+        input_split_forward,
+        activation_split,
+        activation_split_refined,
+    )
 }
 
 

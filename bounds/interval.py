@@ -31,7 +31,7 @@ def node_interval(plan: Plan, node: Node, bounds: Mapping[int, Interval]) -> tup
     low, high = node.op.interval(operands, plan.rounding)
     charge = None
     if plan.rounding is not None and node.id in plan.affine:
-        charge = _affine_charge(plan, plan.rounding, node, bounds)
+        charge = _interval_charge(plan, plan.rounding, node, bounds)
         if charge is not None and node.id in plan.errors:
             low, high = plan.rounding.down(low - charge), plan.rounding.up(high + charge)
     return finite_or_infinite(low, high), charge
@@ -43,15 +43,24 @@ def finite_or_infinite(low: Tensor, high: Tensor) -> Interval:
     return torch.nan_to_num(low, nan=-inf, posinf=-inf, neginf=-inf), torch.nan_to_num(high, inf, inf, inf)
 
 
-def _affine_charge(plan: Plan, rounding: Rounding, node: Node, bounds: Mapping[int, Interval]) -> Tensor | None:
-    """``gamma (|W| m + |b|) + (dW m + db)`` with ``m`` the largest size of each operand over the boxes."""
+def _interval_charge(plan: Plan, rounding: Rounding, node: Node, bounds: Mapping[int, Interval]) -> Tensor | None:
+    if not rounds(plan, node):
+        return None
+    constants = plan.operands[node.id]
+    sizes = [size(bounds[i]) if c is None else c.abs() for i, c in zip(node.inputs, constants, strict=True)]
+    return affine_charge(plan, rounding, node, sizes)
+
+
+def rounds(plan: Plan, node: Node) -> bool:
+    """Whether a step over an affine node can be off at all (moving exact values cannot)."""
+    return plan.accumulation(node) > 0 or node.id in plan.errors or node.id in plan.offset
+
+
+def affine_charge(plan: Plan, rounding: Rounding, node: Node, sizes: list[Tensor]) -> Tensor:
+    """``gamma (|W| m + |b|) + (dW m + db)`` for operands of sizes ``m`` ``[1, *shape]`` (of constants: as they are)."""
     op = node.op
     assert isinstance(op, Affine)
-    constants = plan.operands[node.id]
     count = plan.accumulation(node)
-    if not count and node.id not in plan.errors and node.id not in plan.offset:
-        return None
-    sizes = [size(bounds[i]) if c is None else c.abs() for i, c in zip(node.inputs, constants, strict=True)]
     charge = torch.zeros(node.shape, dtype=plan.dtype, device=plan.device)
     if count:
         charge = rounding.affine(count, op.absolute(*sizes))[0]

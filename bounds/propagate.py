@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bounds.backward import State, backward, concretize
 from bounds.box import Box
+from bounds.forward import Functions, step
 from bounds.graph import Node
 from bounds.interval import node_interval, relaxed_charge, size
 from bounds.layouts import Owner, Selection, Window, flat
@@ -45,6 +46,7 @@ class _Draft:
     sizes: dict[int, Tensor]
     floor: Tensor
     crossed: Tensor
+    functions: dict[int, Functions] | None
 
     def state(self) -> State:
         return State(self.box, self.bounds, self.relaxations, self.charges, self.sizes, self.floor)
@@ -56,17 +58,21 @@ def propagate(
     *,
     inherited: Mapping[int, Interval] | None = None,
     tighten: Tighten | None = None,
+    variables: Tensor | None = None,
 ) -> tuple[State, Tensor]:
     """Bounds and lines of every node over N boxes.
 
     ``inherited`` are bounds of watched nodes that are known to hold on these boxes (of their parents, or with splits
     applied); ``tighten`` improves the loose elements of watched nodes (``crown`` is the usual one; None: intervals
-    only). Returns the state and ``[N]`` bool: boxes whose bounds crossed beyond rounding, that is, on which
-    ``inherited`` and the network contradict each other (no such input exists).
+    only); ``variables`` ``[k]`` are flat places of inputs: the forward linear bounds in them (``forward.py``) are
+    intersected with the intervals of all nodes. Returns the state and ``[N]`` bool: boxes whose bounds crossed beyond
+    rounding, that is, on which ``inherited`` and the network contradict each other (no such input exists).
     """
     zero = torch.zeros((), dtype=plan.dtype, device=plan.device)
     crossed = torch.zeros(box.size, dtype=torch.bool, device=plan.device)
-    draft = _Draft(plan, box, {plan.input: (box.lower, box.upper)}, {}, {}, {}, zero, crossed)
+    draft = _Draft(plan, box, {plan.input: (box.lower, box.upper)}, {}, {}, {}, zero, crossed, None)
+    if variables is not None:
+        draft.functions = {plan.input: Functions.of_box(box, variables, plan.rounding)}
     _measure(draft, plan.input)
     for node in plan.graph.nodes:
         if node.id == plan.input or node.id not in plan.operands:
@@ -77,12 +83,27 @@ def propagate(
             draft.charges[node.id] = charge
         if node.id in plan.relaxed:  # first: what reads it directly tightens it through its own lines
             relax(plan, draft.bounds, node, draft.relaxations, draft.charges)
+        if draft.functions is not None:
+            _push(draft, node, draft.functions)
         if node.id in plan.watched:
             _watch(draft, node, inherited, tighten)
         _measure(draft, node.id)
         if plan.rounding is not None:
             draft.floor = draft.floor + _underflow(draft, node)
     return draft.state(), draft.crossed
+
+
+def _push(draft: _Draft, node: Node, functions: dict[int, Functions]) -> None:
+    """Functions of a node; its bounds are intersected with theirs. Those that nobody reads any more are dropped."""
+    functions[node.id] = step(draft.plan, node, functions, draft.relaxations)
+    below, above = functions[node.id].interval(draft.plan.rounding)
+    low, high = torch.maximum(draft.bounds[node.id][0], below), torch.minimum(draft.bounds[node.id][1], above)
+    if draft.plan.rounding is None:  # without error terms the two may cross
+        low, high = torch.minimum(low, high), torch.maximum(low, high)
+    draft.bounds[node.id] = low, high
+    for i in node.inputs:
+        if i in functions and max(draft.plan.consumers[i]) <= node.id:
+            del functions[i]
 
 
 def relax(

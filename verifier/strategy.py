@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
 MOST_FREE_INPUTS = 20
 """Up to this many varying inputs their boxes are bisected; above, activations are split."""
+FORWARD_ACTIVATIONS = 100
+"""From this many activations for each function of a neuron (one a varying input and a constant) forward bounds come
+before backward ones: measured, they then cost a small part of them, and with half as many a third."""
+FORWARD_BOXES = 64
+"""... unless the property has more boxes than this: such boxes are small, and little in them is left to tighten."""
+FORWARD_ELEMENTS = 1 << 28
+"""... or a batch would hold more coefficients than this (two float32 numbers each)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +35,11 @@ class Features:
 @dataclass(frozen=True, slots=True)
 class SplitPlan:
     """Input splits. ``batch``: boxes bounded at once; ``fill``: a smaller round splits several dimensions at once to
-    reach this many."""
+    reach this many. ``forward``: forward linear bounds of every box first, backward ones where it stays open."""
 
     batch: int = 256
     fill: int = 64
+    forward: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +92,14 @@ def features(query: Query) -> Features:
 
 def choose(what: Features, seed: int = 0) -> Strategy:
     """The strategy for a query with these features."""
-    return Strategy(split_inputs=what.free_inputs <= MOST_FREE_INPUTS, attack=AttackPlan(seed=seed))
+    return Strategy(
+        split_inputs=what.free_inputs <= MOST_FREE_INPUTS,
+        attack=AttackPlan(seed=seed),
+        input_split=SplitPlan(forward=_forward(what)),
+    )
+
+
+def _forward(what: Features) -> bool:
+    functions = what.free_inputs + 1
+    few = what.boxes <= FORWARD_BOXES and what.activations * functions * SplitPlan().batch <= FORWARD_ELEMENTS
+    return few and what.activations >= FORWARD_ACTIVATIONS * functions

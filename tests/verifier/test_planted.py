@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-ENGINES = ("screened", "input_split", "input_split_float64", "activation_split", "activation_split_refined")
+ENGINES = (
+    "screened",
+    "input_split",
+    "input_split_float64",
+    "input_split_forward",
+    "activation_split",
+    "activation_split_refined",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,8 @@ INHERITED_ELEMENTS = 4096
 """Watched elements up to which subproblems carry their parents' bounds (32 kB each in float32)."""
 INHERITED_IN_ALL = 1 << 26
 """The same limit for all first subproblems together."""
+CLIP_MARGIN = 1e-5
+"""Inputs are cut away only where a literal fails by at least this much, so that the margin of a proof is known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +48,14 @@ class _Bounded:
     near: Tensor
     watched: dict[int, Interval]
     literals: Literals
+
+    def accept(self, finer: _Bounded, index: Tensor) -> None:
+        """Replace what is known of the boxes ``index`` (in place; bounds of nodes may share memory: a copy)."""
+        for name in ("margins", "slack", "rows", "near"):
+            getattr(self, name)[index] = getattr(finer, name)
+        for i, ends in finer.watched.items():
+            low, high = (old.index_copy(0, index, new) for old, new in zip(self.watched[i], ends, strict=True))
+            self.watched[i] = low, high
 
 
 class InputSplit:
@@ -92,8 +102,11 @@ class InputSplit:
             bounded = self._bound(batch)
             open_ = (bounded.margins <= 0).any(1)
             refuted += int((~open_).sum())
-            if not bool(open_.all()):
-                least = min(least, float(bounded.margins[~open_].amin()))
+            positive = bounded.margins[bounded.margins > 0]
+            if positive.numel():
+                least = min(least, float(positive.amin()))
+            if bool(open_.any()):  # they are clipped
+                least = min(least, CLIP_MARGIN)
             points = self._points(batch, bounded, open_)
             children, immovable = self._children(batch, bounded, open_, frontier.size)
             if immovable.size:
@@ -118,24 +131,33 @@ class InputSplit:
         return low, high
 
     def _bound(self, batch: Subproblems) -> _Bounded:
-        """Bound in the first plan; what only rounding keeps open goes through the next ones."""
+        """Bound in the first plan (forward, then backward what stays open); what only rounding keeps open goes through
+        the next ones."""
         literals = Literals.of(self.problem, batch.task)
-        bounded = self._bound_with(self.plans[0], batch, literals)
+        bounded = self._bound_with(self.plans[0], batch, literals, self.options.forward)
+        if self.options.forward:
+            again = (bounded.margins <= 0).any(1).nonzero().flatten()
+            if again.shape[0]:
+                known = {i: (low[again], high[again]) for i, (low, high) in bounded.watched.items()}
+                rest = replace(batch.take(again), inherited=known)
+                bounded.accept(self._bound_with(self.plans[0], rest, literals.take(again)), again)
         for plan in self.plans[1:]:
             again = bounded.near.nonzero().flatten()
             if not again.shape[0]:
                 break
             finer = self._bound_with(plan, replace(batch.take(again), inherited={}), literals.take(again))
-            for name in ("margins", "slack", "rows", "near"):
-                getattr(bounded, name)[again] = getattr(finer, name)
+            bounded.accept(replace(finer, watched={}), again)
         return bounded
 
-    def _bound_with(self, plan: Plan, batch: Subproblems, literals: Literals) -> _Bounded:
+    def _bound_with(self, plan: Plan, batch: Subproblems, literals: Literals, forward: bool = False) -> _Bounded:
         problem = self.problem
         lower, upper = self.full(batch.lower, batch.upper, batch.task)
         box = outward(lower, upper, plan)
         inherited = {i: (low.to(plan.dtype), high.to(plan.dtype)) for i, (low, high) in batch.inherited.items()}
-        state, crossed = propagate(plan, box, inherited=inherited, tighten=crown)
+        if forward:
+            state, crossed = propagate(plan, box, inherited=inherited, variables=self.free)
+        else:
+            state, crossed = propagate(plan, box, inherited=inherited, tighten=crown)
         rows = problem.rows(literals.columns, plan)
         lines = backward(plan, state, plan.output, rows, Owner.shared(rows.shape[0]))
         value = concretize(plan, lines, box).reshape(batch.size, -1)
@@ -148,7 +170,7 @@ class InputSplit:
         # Worth another try in a finer dtype: rounding alone keeps it open, or is a large part of what is missing.
         blurred = (margins <= 0) & (hopeful - margins > 0.2 * hopeful.abs())
         near = (margins <= 0).any(1) & ((hopeful > 0).all(1) | blurred.any(1))
-        watched = {i: state.bounds[i] for i in self.inherited}
+        watched = {i: state.bounds[i] for i in (plan.watched if forward else self.inherited)}
         bounded = _Bounded(margins, slack, free, near, watched, literals)
         self._refute_jointly(bounded, batch)
         return bounded
@@ -203,7 +225,7 @@ class InputSplit:
             parents,
             alive=parents.alive & (margins <= 0),
             bound=torch.maximum(parents.bound, margins.amin(1)),
-            inherited={i: (low[index], high[index]) for i, (low, high) in bounded.watched.items()},
+            inherited={i: (bounded.watched[i][0][index], bounded.watched[i][1][index]) for i in self.inherited},
         )
         if not parents.size:
             return parents, parents
@@ -226,7 +248,7 @@ class InputSplit:
         place = bounded.literals.place[index[sub], clause]
         rows = bounded.rows[index[sub].unsqueeze(1), place]
         slack = bounded.slack[index[sub], clause]
-        low, high = clip(rows, slack, parents.lower[sub], parents.upper[sub])
+        low, high = clip(rows, slack - CLIP_MARGIN, parents.lower[sub], parents.upper[sub])
         empty = (low > high).any(1)
         alive = parents.alive.clone()
         alive[sub[empty], clause[empty]] = False
