@@ -8,6 +8,8 @@ inherited, mixed and compared freely.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -128,13 +130,16 @@ def relax(
         charges[node.id] = relaxed_charge(plan.rounding, relaxation, variables)
 
 
-def crown(plan: Plan, state: State, node: int, units: Selection, owner: Tensor) -> Tensor:
+def crown(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, until: float = math.inf) -> Tensor:
     """Lower bounds of unit rows by one backward walk each, in chunks: the usual ``Tighten``.
 
-    Neurons of an image are walked tile by tile, on windows.
+    Neurons of an image are walked tile by tile, on windows. Rows whose turn comes after the time ``until``
+    (``time.monotonic()``) get -inf: nothing gained, nothing claimed.
     """
-    result = torch.empty(owner.shape[0], dtype=plan.dtype, device=plan.device)
+    result = torch.full((owner.shape[0],), -torch.inf, dtype=plan.dtype, device=plan.device)
     for part, window in _chunks(plan, units):
+        if time.monotonic() > until:
+            break
         owners = Owner(None, 1, part.shape[0]) if state.box.size == 1 else Owner.by_index(owner[part])
         chosen = Selection(units.index[part], units.sign[part], units.shape, window)
         lines = backward(plan, state, node, chosen, owners)

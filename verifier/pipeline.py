@@ -185,7 +185,7 @@ def _attack(run: _Run, plan: AttackPlan, deadline: float, clauses: np.ndarray | 
 def _split_inputs(run: _Run) -> Verdict:
     run.enter("input split")
     quick = prepare(run.query.graph, torch.float32, run.problem.box.device, Rounding.of(torch.float32))
-    search = InputSplit(run.problem, (quick, run.exact), run.strategy.input_split)
+    search = InputSplit(run.problem, (quick, run.exact), run.strategy.input_split, run.deadline)
     last = run.follow(search.run(), 1.0, 0.0)
     if last is None or last.open_subproblems == 0:
         return _verified(run)
@@ -198,7 +198,7 @@ def _split_activations(run: _Run) -> Verdict:
     run.enter("root bounds")
     problem = run.problem
     open_tasks: list[OpenTask] = []
-    for done, part in screen(problem, run.exact):
+    for done, part in screen(problem, run.exact, run.deadline):
         run.refuted += part.refuted
         run.margin = min(run.margin, part.least_margin)
         open_tasks += part.open

@@ -12,8 +12,10 @@ all of ACAS Xu where the parts lose instances.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -59,9 +61,13 @@ class _Bounded:
 
 
 class InputSplit:
-    """The search as a value: what it works on (problem, plans from coarse to fine) and how."""
+    """The search as a value: what it works on (problem, plans from coarse to fine) and how.
 
-    def __init__(self, problem: Problem, plans: tuple[Plan, ...], options: SplitPlan) -> None:
+    After the time ``until`` bounding stops to tighten, so that the round under way ends soon.
+    """
+
+    def __init__(self, problem: Problem, plans: tuple[Plan, ...], options: SplitPlan, until: float = math.inf) -> None:
+        self.tighten = partial(crown, until=until)
         self.problem = problem
         self.plans = plans
         self.options = options
@@ -157,7 +163,7 @@ class InputSplit:
         if forward:
             state, crossed = propagate(plan, box, inherited=inherited, variables=self.free)
         else:
-            state, crossed = propagate(plan, box, inherited=inherited, tighten=crown)
+            state, crossed = propagate(plan, box, inherited=inherited, tighten=self.tighten)
         rows = problem.rows(literals.columns, plan)
         lines = backward(plan, state, plan.output, rows, Owner.shared(rows.shape[0]))
         value = concretize(plan, lines, box).reshape(batch.size, -1)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -38,18 +39,18 @@ class Screened:
     bound: float
 
 
-def screen(problem: Problem, plan: Plan) -> Iterator[tuple[int, Screened]]:
-    """CROWN bounds of every task's box in batches: ``(tasks done, result)`` after each."""
+def screen(problem: Problem, plan: Plan, until: float = math.inf) -> Iterator[tuple[int, Screened]]:
+    """CROWN bounds of every task's box in batches: ``(tasks done, result)`` after each; intervals after ``until``."""
     elements = sum(int(torch.Size(n.shape).numel()) for n in plan.graph.nodes if n.id in plan.operands)
     step = max(1, min(256, BATCH_ELEMENTS // max(1, elements)))
     tasks = torch.arange(problem.tasks, device=plan.device)
     for batch in tasks.split(step):
-        yield int(batch[-1]) + 1, _screen(problem, plan, batch)
+        yield int(batch[-1]) + 1, _screen(problem, plan, batch, until)
 
 
-def _screen(problem: Problem, plan: Plan, task: Tensor) -> Screened:
+def _screen(problem: Problem, plan: Plan, task: Tensor, until: float) -> Screened:
     boxes = _boxes(problem, plan, task)
-    state, crossed = propagate(plan, boxes, tighten=crown)
+    state, crossed = propagate(plan, boxes, tighten=partial(crown, until=until))
     literals = Literals.of(problem, task)
     rows = problem.rows(literals.columns, plan)
     lines = backward(plan, state, plan.output, rows, Owner.shared(rows.shape[0]))
@@ -80,7 +81,7 @@ def refine(problem: Problem, plans: tuple[Plan, Plan], open_: OpenTask, steps: i
     boxes = _boxes(problem, exact, torch.tensor([open_.task], device=exact.device))
     state = open_.state
     if state is None:
-        state, _ = propagate(exact, boxes, tighten=crown)
+        state, _ = propagate(exact, boxes, tighten=partial(crown, until=until))
     if steps > 0 and time.monotonic() < until:
         inherited = {i: state.bounds[i] for i in exact.watched}
         state, _ = propagate(exact, boxes, inherited=inherited, tighten=optimised(rough, steps, until))
