@@ -66,9 +66,10 @@ class Violated(Verdict):
 class Verified(Verdict):
     """``unsat``: no counterexample exists.
 
-    ``semantics`` says for which arithmetic ("real": exact arithmetic over the stored weights). ``margin`` is the
-    least proven lower bound over the refuted cases (inf: there was nothing to refute), ``subproblems`` how many were
-    refuted, each by bounds that include their rounding errors.
+    ``semantics`` says for which arithmetic ("real": exact arithmetic over the stored weights). ``margin`` is
+    the least proven distance: at every input of the set each clause has a literal, or a combination of its literals
+    with weights of sum 1, that fails by at least this much (inf: there was nothing to refute). ``subproblems`` is how
+    many were refuted, each by bounds that include their rounding errors.
     """
 
     word: ClassVar[Word] = "unsat"
@@ -79,8 +80,9 @@ class Verified(Verdict):
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Unknown(Verdict):
-    """``unknown`` with a reason; ``best_bound`` is the least lower bound left (-inf: none), ``open_share`` the share
-    of the input set (or of the subproblem tree) that is still open, in [0, 1]."""
+    """``unknown`` with a reason; ``best_bound`` is the least lower bound left (-inf: none), as the search computed it,
+    so that it claims nothing; ``open_share`` the share of the input set (or of the subproblem tree) that is still open,
+    in [0, 1]."""
 
     word: ClassVar[Word] = "unknown"
     reason: str = ""
