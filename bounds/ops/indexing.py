@@ -85,8 +85,12 @@ class Slice(Affine):
         if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
             raise reading.invalid(node, f"starts {starts}, ends {ends}, axes {axes}, steps {steps} do not fit")
         axes = tuple(reading.axis_of(node, a, len(shape)) for a in axes)
-        # A Python slice has the meaning of ONNX here: negative indices count from the end, then clamping.
-        parts = [slice(s, e, t).indices(shape[a]) for s, e, a, t in zip(starts, ends, axes, steps, strict=True)]
+        # A Python slice has the meaning of ONNX here: negative indices count from the end, then clamping. Only a start
+        # before the first element is that element for ONNX, whatever the step.
+        parts = [
+            slice(max(s, -shape[a]), e, t).indices(shape[a])
+            for s, e, a, t in zip(starts, ends, axes, steps, strict=True)
+        ]
         parts = [part if len(range(*part)) else (0, 0, 1) for part in parts]
         return (take(build, x, dict(zip(axes, parts, strict=True)), node.name),)
 
@@ -211,6 +215,8 @@ class Pad(Affine):
         if mode == "constant":
             value = float(node.attributes.get("value", 0.0))
             if reading.present(node, 2) and reading.constant(node, build, 2).numel():
+                if build.error(reading.operand(node, 2)) is not None:
+                    raise reading.unsupported(node, "a value that is computed by inexact operations")
                 value = reading.scalar(node, build, 2)
             if not math.isfinite(value):
                 raise reading.unsupported(node, f"padding with {value}")

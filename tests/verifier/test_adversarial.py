@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import verifier
 from verifier import pipeline
+from verifier.property import read_property
 from verifier.strategy import choose, features
 
 
@@ -66,3 +67,32 @@ def test_outputs_that_are_constants(
     model = _model([helper.make_node("Constant", [], ["y"], value=value)], [2], [1])
     query = _query(tmp_path, model, f"{UNIT}(assert {condition})", 2, 1)
     assert _verdict(query, split_inputs, monkeypatch, attack).word == word
+
+
+def test_a_padding_value_computed_by_inexact_operations_is_refused(tmp_path: Path) -> None:
+    constants = {"p": np.array([0, 1]), "a": np.float32(0.1), "b": np.float32(0.3)}
+    nodes = [helper.make_node("Mul", ["a", "b"], ["v"]), helper.make_node("Pad", ["x", "p", "v"], ["y"])]
+    with pytest.raises(verifier.UnsupportedError, match="inexact"):
+        _query(tmp_path, _model(nodes, [2], [3], {k: np.asarray(v) for k, v in constants.items()}), UNIT, 2, 3)
+
+
+def test_a_division_by_zero_while_reading_is_an_input_error(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Split", ["x"], ["y"], num_outputs=0)]
+    with pytest.raises(verifier.InputError, match="Split"):
+        _query(tmp_path, _model(nodes, [2], [2], opset=18), f"{UNIT}(assert (>= Y_0 0))", 2, 2)
+
+
+def test_two_thousand_million_inputs_are_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "property.vnnlib"
+    network = "(declare-network N (declare-input X float32 [2000000000]) (declare-output Y float32 [1]))"
+    path.write_text(f"(vnnlib-version <2.0>)\n{network}\n(assert (>= X[0] 0))")
+    with pytest.raises(verifier.UnsupportedError, match="2000000000 inputs"):
+        read_property(path)
+
+
+@pytest.mark.parametrize("start", [-5, -2, 0, 1, 7])
+def test_backward_slices_from_before_the_first_element(tmp_path: Path, start: int) -> None:
+    constants = {"s": np.array([start]), "e": np.array([-(2**31)]), "a": np.array([0]), "t": np.array([-2])}
+    nodes = [helper.make_node("Slice", ["x", "s", "e", "a", "t"], ["y"])]
+    # Reading compares with onnxruntime, shape and values.
+    _query(tmp_path, _model(nodes, [2], [1], constants), f"{UNIT}(assert (>= Y_0 0))", 2, 1)

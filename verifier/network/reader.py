@@ -165,7 +165,7 @@ class _Translation:
         except UnsupportedError as error:
             self._refuse(node, str(error))
             return
-        except (ValueError, RuntimeError, IndexError, OverflowError, MemoryError) as error:
+        except (ValueError, RuntimeError, IndexError, ArithmeticError, MemoryError) as error:
             shapes = [list(self._build.shape(i)) for i in operands if i is not None]
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{self._name}: {title} does not fit its operands of shapes {shapes}: {reason}") from error

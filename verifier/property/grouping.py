@@ -94,6 +94,8 @@ class _Grouping:
     def start(self, clauses: Clauses) -> bool:
         """Resolve the common literals; False where they alone refute every clause."""
         size = sum(v.size for n in self.document.networks for v in n.inputs)
+        if size > _MAX_BOUNDS:
+            raise UnsupportedError(f"{self.document.name}: {size} inputs are declared; the limit is {_MAX_BOUNDS}")
         columns = self.literals
         pieces = [np.arange(a, b) for a, b in zip(clauses.common[::2], clauses.common[1::2], strict=True)]
         common = np.concatenate([np.empty(0, dtype=np.int64), *pieces])
