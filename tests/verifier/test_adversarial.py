@@ -96,3 +96,43 @@ def test_backward_slices_from_before_the_first_element(tmp_path: Path, start: in
     nodes = [helper.make_node("Slice", ["x", "s", "e", "a", "t"], ["y"])]
     # Reading compares with onnxruntime, shape and values.
     _query(tmp_path, _model(nodes, [2], [1], constants), f"{UNIT}(assert (>= Y_0 0))", 2, 1)
+
+
+@pytest.mark.parametrize("split_inputs", [True, False])
+@pytest.mark.parametrize(("condition", "word"), [("(>= Y_0 1)", "sat"), ("(>= Y_0 1.1)", "unsat")])
+def test_scalars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, condition: str, word: str, split_inputs: bool
+) -> None:
+    box = "(assert (>= X_0 -1))(assert (<= X_0 1))"
+    query = _query(
+        tmp_path, _model([helper.make_node("Relu", ["x"], ["y"])], [], []), f"{box}(assert {condition})", 1, 1
+    )
+    assert _verdict(query, split_inputs, monkeypatch, attack=True).word == word
+
+
+@pytest.mark.parametrize("split_inputs", [True, False])
+@pytest.mark.parametrize(
+    ("condition", "word"),
+    [
+        ("(<= Y_0 -2.9)", "sat"),
+        ("(<= Y_0 -3.1)", "unsat"),
+        ("(>= Y_1 0.9)", "sat"),
+        ("(>= Y_1 1.1)", "unsat"),
+        ("(<= Y_2 6.9)", "unsat"),
+        ("(>= (+ Y_0 Y_1 Y_2) 7.1)", "unsat"),
+        ("(>= (+ Y_0 Y_2) 5.9)", "sat"),
+    ],
+)
+def test_an_input_and_an_initialiser_as_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, condition: str, word: str, split_inputs: bool
+) -> None:
+    def one(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
+
+    seven = numpy_helper.from_array(np.array([7.0], dtype=np.float32), "seven")
+    node = helper.make_node("Sub", ["a", "b"], ["difference"])
+    graph = helper.make_graph([node], "g", [one("a"), one("b")], [one("difference"), one("a"), one("seven")], [seven])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    box = "(assert (and (>= X_0 0) (<= X_0 1) (>= X_1 2) (<= X_1 3)))"
+    query = _query(tmp_path, model, f"{box}(assert {condition})", 2, 3)
+    assert _verdict(query, split_inputs, monkeypatch, attack=True).word == word

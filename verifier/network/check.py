@@ -51,7 +51,8 @@ def check_network(network: Network) -> None:
     runs = []
     for point in zip(*points, strict=True):
         try:
-            runs.append(session.run(names, dict(zip([v.name for v in network.inputs], point, strict=True))))
+            feed = {v.name: np.asarray(x) for v, x in zip(network.inputs, point, strict=True)}  # scalars too are arrays
+            runs.append(session.run(names, feed))
         except Exception as error:  # onnxruntime raises classes of its own without a public base
             raise UnsupportedError(f"{network.path}: onnxruntime cannot run the model: {_line(error)}") from error
     theirs = {name: torch.stack([_tensor(a) for a in found]) for name, *found in zip(names, *runs, strict=True)}
@@ -109,7 +110,10 @@ def _compare(network: Network, theirs: dict[str, Tensor], points: list[Tensor]) 
     """
     graph, where = network.graph, str(network.path or "model")
     values = dict(zip(graph.inputs, points, strict=True))
-    outputs = [(graph.nodes[i], v.name) for i, v in zip(graph.outputs, network.outputs, strict=True)]
+    # An output that is an input or an initialiser is computed by no node.
+    outputs = [
+        (graph.nodes[i], v.name) for i, v in zip(graph.outputs, network.outputs, strict=True) if v.name in theirs
+    ]
     # An output may be computed by a node that bears another tensor's name.
     aliases = {node.id: theirs[name] for node, name in outputs}
     sizes: dict[int, Tensor] = {}
