@@ -23,7 +23,7 @@ from bounds.dual import Dual, Multipliers, Objective, evaluate, initial
 from bounds.plan import Plan
 from verifier.branch.positions import Positions
 from verifier.branch.problem import Literals, OpenTask, Problem, Step
-from verifier.branch.splits import Splits, children, pop
+from verifier.branch.splits import Splits, children
 from verifier.strategy import AscentPlan
 
 
@@ -65,17 +65,8 @@ class ActivationSplit:
             frontier = Splits.cat([frontier, sifted.open])
             if sifted.stuck.size:
                 stuck.append(sifted.stuck)
-            waiting = [p for p in (frontier, *stuck) if p.size]
-            yield Step(
-                min((float(p.bound.amin()) for p in waiting), default=float("inf")),
-                sum(p.size for p in waiting),
-                sum(float(p.share.sum()) for p in waiting),
-                refuted,
-                least,
-                sifted.points,
-                sum(p.size for p in stuck),
-            )
-            parents, frontier = pop(frontier, self.options.batch)
+            yield Step.of(frontier, stuck, refuted, least, sifted.points)
+            parents, frontier = frontier.pop(self.options.batch)
             batch, steps = children(parents), self.options.steps
 
     def _root(self) -> Splits:

@@ -67,9 +67,14 @@ class Subproblems:
 
     def pop(self, count: int) -> tuple[Subproblems, Subproblems]:
         """``(the count with the least bounds, the rest)``."""
-        if self.size <= count:
-            return self, self.take(self.task[:0])
-        chosen = torch.topk(self.bound, count, largest=False, sorted=False).indices
-        rest = torch.ones(self.size, dtype=torch.bool, device=self.task.device)
-        rest[chosen] = False
+        chosen, rest = least(self.bound, count)
         return self.take(chosen), self.take(rest)
+
+
+def least(bound: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Masks ``[K]`` of the ``count`` least bounds (all, where there are fewer) and of the others."""
+    chosen = torch.ones_like(bound, dtype=torch.bool)
+    if bound.shape[0] > count:
+        chosen[:] = False
+        chosen[torch.topk(bound, count, largest=False, sorted=False).indices] = True
+    return chosen, ~chosen

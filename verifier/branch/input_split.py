@@ -51,13 +51,20 @@ class _Bounded:
     watched: dict[int, Interval]
     literals: Literals
 
-    def accept(self, finer: _Bounded, index: Tensor) -> None:
-        """Replace what is known of the boxes ``index`` (in place; bounds of nodes may share memory: a copy)."""
-        for name in ("margins", "slack", "rows", "near"):
-            getattr(self, name)[index] = getattr(finer, name)
+    def with_boxes(self, index: Tensor, finer: _Bounded) -> _Bounded:
+        """The same with what ``finer`` knows of the boxes ``index``."""
+        watched = dict(self.watched)
         for i, ends in finer.watched.items():
-            low, high = (old.index_copy(0, index, new) for old, new in zip(self.watched[i], ends, strict=True))
-            self.watched[i] = low, high
+            low, high = (old.index_copy(0, index, new) for old, new in zip(watched[i], ends, strict=True))
+            watched[i] = low, high
+        return replace(
+            self,
+            margins=self.margins.index_copy(0, index, finer.margins),
+            slack=self.slack.index_copy(0, index, finer.slack),
+            rows=self.rows.index_copy(0, index, finer.rows),
+            near=self.near.index_copy(0, index, finer.near),
+            watched=watched,
+        )
 
 
 class InputSplit:
@@ -118,16 +125,7 @@ class InputSplit:
             if immovable.size:
                 stuck.append(immovable)
             frontier = Subproblems.cat([frontier, children])
-            waiting = [frontier, *stuck] if frontier.size else stuck
-            yield Step(
-                min((float(p.bound.amin()) for p in waiting), default=float("inf")),
-                sum(p.size for p in waiting),
-                sum(float(p.share.sum()) for p in waiting),
-                refuted,
-                least,
-                points,
-                sum(p.size for p in stuck),
-            )
+            yield Step.of(frontier, stuck, refuted, least, points)
 
     def full(self, lower: Tensor, upper: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes over all inputs ``[N, n]`` from those over the free ones."""
@@ -146,13 +144,14 @@ class InputSplit:
             if again.shape[0]:
                 known = {i: (low[again], high[again]) for i, (low, high) in bounded.watched.items()}
                 rest = replace(batch.take(again), inherited=known)
-                bounded.accept(self._bound_with(self.plans[0], rest, literals.take(again)), again)
+                finer = self._bound_with(self.plans[0], rest, literals.take(again))
+                bounded = bounded.with_boxes(again, finer)
         for plan in self.plans[1:]:
             again = bounded.near.nonzero().flatten()
             if not again.shape[0]:
                 break
             finer = self._bound_with(plan, replace(batch.take(again), inherited={}), literals.take(again))
-            bounded.accept(replace(finer, watched={}), again)
+            bounded = bounded.with_boxes(again, replace(finer, watched={}))
         return bounded
 
     def _bound_with(self, plan: Plan, batch: Subproblems, literals: Literals, forward: bool = False) -> _Bounded:

@@ -7,7 +7,10 @@ number.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -146,6 +149,17 @@ class OpenTask:
     state: State | None = None
 
 
+class Pending(Protocol):
+    """Open subproblems of any kind: ``bound`` and ``share`` ``[K]``."""
+
+    @property
+    def bound(self) -> Tensor: ...
+    @property
+    def share(self) -> Tensor: ...
+    @property
+    def size(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """After a round: the least bound, count and share of what is open, how many subproblems were refuted so far, the
@@ -158,6 +172,22 @@ class Step:
     least_margin: float
     points: Tensor | None
     stuck: int
+
+    @staticmethod
+    def of(
+        movable: Pending, stuck: Sequence[Pending], refuted: int, least_margin: float, points: Tensor | None
+    ) -> Step:
+        """After a round that leaves ``movable`` and ``stuck`` subproblems open."""
+        waiting = [p for p in (movable, *stuck) if p.size]
+        return Step(
+            min((float(p.bound.amin()) for p in waiting), default=math.inf),
+            sum(p.size for p in waiting),
+            sum(float(p.share.sum()) for p in waiting),
+            refuted,
+            least_margin,
+            points,
+            sum(p.size for p in stuck),
+        )
 
 
 def outward(lower: Tensor, upper: Tensor, plan: Plan) -> Box:

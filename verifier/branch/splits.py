@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from verifier.branch.frontier import least
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,26 +36,37 @@ class Splits:
 
     def take(self, index: Tensor) -> Splits:
         """Those at ``index`` (numbers or a mask)."""
-        return Splits(*(getattr(self, name)[index] for name in self.__slots__))
-
-    @staticmethod
-    def cat(parts: list[Splits]) -> Splits:
-        """All of them, in order."""
-        return (
-            parts[0]
-            if len(parts) == 1
-            else Splits(*(torch.cat([getattr(p, name) for p in parts]) for name in Splits.__slots__))
+        return Splits(
+            self.clause[index],
+            self.signs[index],
+            self.slopes[index],
+            self.betas[index],
+            self.weights[index],
+            self.bound[index],
+            self.share[index],
+            self.next[index],
         )
 
+    @staticmethod
+    def cat(parts: Sequence[Splits]) -> Splits:
+        """All of them, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return Splits(
+            torch.cat([p.clause for p in parts]),
+            torch.cat([p.signs for p in parts]),
+            torch.cat([p.slopes for p in parts]),
+            torch.cat([p.betas for p in parts]),
+            torch.cat([p.weights for p in parts]),
+            torch.cat([p.bound for p in parts]),
+            torch.cat([p.share for p in parts]),
+            torch.cat([p.next for p in parts]),
+        )
 
-def pop(frontier: Splits, count: int) -> tuple[Splits, Splits]:
-    """``(the count with the least bounds, the rest)``."""
-    if frontier.size <= count:
-        return frontier, frontier.take(frontier.clause[:0])
-    chosen = torch.topk(frontier.bound, count, largest=False, sorted=False).indices
-    rest = torch.ones(frontier.size, dtype=torch.bool, device=frontier.clause.device)
-    rest[chosen] = False
-    return frontier.take(chosen), frontier.take(rest)
+    def pop(self, count: int) -> tuple[Splits, Splits]:
+        """``(the count with the least bounds, the rest)``."""
+        chosen, rest = least(self.bound, count)
+        return self.take(chosen), self.take(rest)
 
 
 def children(batch: Splits) -> Splits:
