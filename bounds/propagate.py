@@ -22,8 +22,7 @@ from bounds.forward import Functions, step
 from bounds.graph import Node
 from bounds.interval import node_interval, relaxed_charge, size
 from bounds.layouts import Owner, Selection, Window, flat
-from bounds.ops.base import Interval, Relaxation
-from bounds.ops.univariate import Univariate
+from bounds.ops.base import Interval, Nonlinear, Relaxation
 from bounds.plan import Plan
 
 TILE = 4
@@ -119,11 +118,8 @@ def relax(
     """Enter the lines (and their charge) of one nonlinear node for the given bounds of its operands."""
     constants = plan.operands[node.id]
     operands = [bounds[i] if c is None else (c, c) for i, c in zip(node.inputs, constants, strict=True)]
-    op = node.op
-    if isinstance(op, Univariate):
-        relaxation = op.relaxation(operands, plan.rounding, (slopes, None))
-    else:
-        relaxation = op.relaxation(operands, plan.rounding)  # type: ignore[attr-defined]
+    assert isinstance(node.op, Nonlinear)
+    relaxation = node.op.relaxation(operands, plan.rounding, (slopes, None))
     relaxations[node.id] = relaxation
     if plan.rounding is not None:
         variables = [o for o, c in zip(operands, constants, strict=True) if c is None]
@@ -197,14 +193,20 @@ def _loose(draft: _Draft, node: Node) -> Tensor:
     loose = torch.zeros_like(low, dtype=torch.bool)
     for consumer in draft.plan.consumers[node.id]:
         op = draft.plan.graph.nodes[consumer].op
-        if consumer not in draft.plan.relaxed:
-            continue
-        if isinstance(op, Univariate):
-            parameters = [c for c in draft.plan.operands[consumer] if c is not None]
-            loose |= op.loose(low, high, *parameters)
-        else:
-            loose |= high > low
+        if isinstance(op, Nonlinear):
+            loose |= op.loose(low, high, *_others(draft, consumer, node.id))
     return loose
+
+
+def _others(draft: _Draft, consumer: int, node: int) -> list[Tensor]:
+    """What is known of the other operands of ``consumer``: constants as they are, both ends of a variable."""
+    found: list[Tensor] = []
+    for i, constant in zip(draft.plan.graph.nodes[consumer].inputs, draft.plan.operands[consumer], strict=True):
+        if constant is not None:
+            found.append(constant)
+        elif i != node and i in draft.bounds:
+            found += draft.bounds[i]
+    return found
 
 
 def _tightened(draft: _Draft, node: Node, where: Tensor, tighten: Tighten) -> Interval:

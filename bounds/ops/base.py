@@ -132,6 +132,29 @@ class Op(ABC):
         return tuple(self.forward(*operands).shape[1:])
 
 
+class Nonlinear(Op):
+    """Enclosed by lines: whatever reads bounds of its operands and can be relaxed."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def relaxation(
+        self,
+        operands: Sequence[Interval],
+        rounding: Rounding | None,
+        slopes: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> Relaxation:
+        """Lines below and above on the operands' intervals; ``slopes`` replaces the first operand's initial lower and
+        upper slope. With ``rounding`` they hold in exact arithmetic as they are returned."""
+
+    @abstractmethod
+    def loose(self, low: Tensor, high: Tensor, *others: Tensor) -> Tensor:
+        """Which elements gain from better bounds of an operand in ``[low, high]``: bool, like ``low``.
+
+        ``others``: the parameters, or both ends of the other operand where they are known.
+        """
+
+
 class Affine(Op):
     """Affine in its variable operands once the others are constants.
 

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from bounds.ops import reading
 from bounds.ops.arithmetic import Add, Neg, Sub, same_rank
-from bounds.ops.base import BuilderLike, Interval, Line, OnnxName, OnnxNode, Op, Relaxation, Shape, broadcast
+from bounds.ops.base import BuilderLike, Interval, Line, Nonlinear, OnnxName, OnnxNode, Op, Relaxation, Shape, broadcast
 from bounds.ops.indexing import expand
 from bounds.ops.piecewise import Clip
 from bounds.ops.relu import Relu
 from bounds.rounding import Rounding
 
 
-class _Extremum(Op):
+class _Extremum(Nonlinear):
     """Two variable operands of the same shape."""
 
     __slots__ = ()

@@ -15,11 +15,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bounds.ops.base import Interval, Line, Op, Relaxation, Shape
+from bounds.ops.base import Interval, Line, Nonlinear, Relaxation, Shape
 from bounds.rounding import Rounding
 
 
-class Univariate(Op):
+class Univariate(Nonlinear):
     """``f(x)`` elementwise; further operands are parameters (constants without N).
 
     ``ulps``: how many units in the last place the computed ``forward`` may be off (0: exact up to one rounding of
@@ -116,8 +116,7 @@ class Univariate(Op):
         most = self.most(upper_slope, low, high, *parameters, rounding=rounding)
         return Relaxation((Line((lower_slope,), least),), (Line((upper_slope,), most),))
 
-    def loose(self, low: Tensor, high: Tensor, *parameters: Tensor) -> Tensor:
-        """Which elements gain from better bounds of the operand (a stable ReLU does not): bool, like ``low``."""
+    def loose(self, low: Tensor, high: Tensor, *others: Tensor) -> Tensor:
         return high > low
 
 

@@ -179,7 +179,7 @@ def check_lines(example: Example, variable: Sequence[Interval], relaxation: Rela
 def test_lines_are_sound(example: Example, dtype: torch.dtype) -> None:
     variable = operands(example, dtype)
     given = with_parameters(example, variable)
-    check_lines(example, variable, example.op.relaxation(given, Rounding.of(dtype)))  # type: ignore[attr-defined]
+    check_lines(example, variable, example.op.relaxation(given, Rounding.of(dtype)))
 
 
 @both_dtypes
@@ -194,7 +194,7 @@ def test_lines_are_sound_for_any_slopes(example: Example, dtype: torch.dtype) ->
         slopes = [torch.from_numpy(rng.uniform(-0.3, 1.3, tuple(low.shape)) * scale).to(dtype) for _ in range(2)]
         slopes[0][::7] = 0.0
         slopes[1][::5] = 0.25
-        lines = example.op.relaxation(given, Rounding.of(dtype), tuple(slopes))  # type: ignore[attr-defined]
+        lines = example.op.relaxation(given, Rounding.of(dtype), tuple(slopes))
         check_lines(example, variable, lines)
 
 
@@ -212,7 +212,7 @@ def test_lines_touch(example: Example) -> None:
     """The intercept is the best one for its slope: somewhere the line meets the function."""
     for low, high in ((-1.0, 2.0), (-3.0, 0.5), (-0.2, 0.1), (0.5, 4.0), (-5.0, -1.0), (-8.0, 9.0), (-40.0, 1.0)):
         given = with_parameters(example, [(torch.tensor([[low]]).double(), torch.tensor([[high]]).double())])
-        lines = example.op.relaxation(given, Rounding.of(torch.float64))  # type: ignore[attr-defined]
+        lines = example.op.relaxation(given, Rounding.of(torch.float64))
         assert attained(example, lines.lower[0], 1, low, high) < 2e-5
         assert attained(example, lines.upper[0], -1, low, high) < 2e-5
 
@@ -224,7 +224,7 @@ def test_stable_pieces_are_exact(example: Example) -> None:
         return
     for low, high in ((7.0, 9.0), (-5.0, -2.0), (3.0, 3.0)):
         given = with_parameters(example, [(torch.tensor([[low]]).double(), torch.tensor([[high]]).double())])
-        lines = example.op.relaxation(given, None)  # type: ignore[attr-defined]
+        lines = example.op.relaxation(given, None)
         for x in (low, (low + high) / 2, high):
             value = float(example.reference(mpf(x)))
             for line in (*lines.lower, *lines.upper):
@@ -254,10 +254,10 @@ def test_maximum_is_relaxed_like_a_relu_of_the_difference() -> None:
 @nonlinear
 def test_boxes_are_independent(example: Example) -> None:
     variable = operands(example, torch.float64)
-    whole = example.op.relaxation(with_parameters(example, variable), None)  # type: ignore[attr-defined]
+    whole = example.op.relaxation(with_parameters(example, variable), None)
     for n in (3, 40):
         one = [(low[n : n + 1], high[n : n + 1]) for low, high in variable]
-        alone = example.op.relaxation(with_parameters(example, one), None)  # type: ignore[attr-defined]
+        alone = example.op.relaxation(with_parameters(example, one), None)
         for a, b in zip((*whole.lower, *whole.upper), (*alone.lower, *alone.upper), strict=True):
             torch.testing.assert_close(a.offset[n : n + 1], b.offset, rtol=1e-12, atol=1e-12)
             for s, t in zip(a.slopes, b.slopes, strict=True):
