@@ -18,6 +18,7 @@ from bounds.ops.gemm import Gemm
 from bounds.ops.indexing import Concat, pick
 from bounds.ops.shaping import reshape
 from verifier.errors import UnsupportedError
+from verifier.network.normalise import merge_neurons, rewrite
 from verifier.query import Form, Model
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def assemble(models: Sequence[Model], graphs: Sequence[Graph], forms: Sequence[F
     if build.value(result) is not None:  # all forms are constants: bounds are those of functions of the input
         zeros = build.constant(torch.zeros((size, len(forms)), dtype=torch.float64))
         result = build.add(Gemm(), x, zeros, result)
-    return build.finish([result])
+    return rewrite(build.finish([result]), (merge_neurons,))
 
 
 def _part(build: Builder, x: int, variable: Variable, shape: tuple[int, ...]) -> int:

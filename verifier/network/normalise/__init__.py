@@ -2,7 +2,8 @@
 
 Each rule is a file of its own; ``normalise`` applies all of them in one walk. What a rule computes from constants
 (a scaled weight, a sum of biases) carries an elementwise error bound, which bounding charges like a rounding error.
-Two weight matrices are never multiplied. A merged node keeps the name of the last node in it.
+Two weight matrices are never multiplied. A merged node keeps the name of the last node in it. ``merge_neurons`` drops
+names and is therefore applied to a query's graph only, after the load check.
 """
 
 from __future__ import annotations
@@ -10,11 +11,21 @@ from __future__ import annotations
 from bounds.graph import Graph
 from verifier.network.normalise.bias import merge_bias
 from verifier.network.normalise.draft import Rule, rewrite
+from verifier.network.normalise.neurons import merge_neurons
 from verifier.network.normalise.neutral import drop_neutral
 from verifier.network.normalise.reshapes import merge_reshapes
 from verifier.network.normalise.scale import merge_scale
 
-__all__ = ["Rule", "drop_neutral", "merge_bias", "merge_reshapes", "merge_scale", "normalise", "rewrite"]
+__all__ = [
+    "Rule",
+    "drop_neutral",
+    "merge_bias",
+    "merge_neurons",
+    "merge_reshapes",
+    "merge_scale",
+    "normalise",
+    "rewrite",
+]
 
 
 def normalise(graph: Graph) -> Graph:
