@@ -209,5 +209,13 @@ def build_query(
     cases, widened = float_cases(specification, inputs)
     size = sum(v.size for v in inputs)
     graph = assemble(models, [n.graph for n in chosen], specification.forms, size)
-    notes = (*specification.notes, *widened, *notes)
+    notes = (*specification.notes, *widened, *_consent(specification), *notes)
     return Query(graph, cases, specification, models[0].onnx, notes, source, models)
+
+
+def _consent(specification: Specification) -> tuple[str, ...]:
+    """A note where the property declares a machine type: what is proven is proven for real numbers."""
+    declared = {v.dtype for v in (*specification.inputs, *specification.outputs)} - {"real"}
+    if specification.version.startswith("1") or not declared:
+        return ()
+    return (f"declared as {', '.join(sorted(declared))}: a proof holds for exact arithmetic over the stored weights",)
