@@ -150,6 +150,16 @@ def test_version_2_with_names_and_two_networks(tmp_path: Path) -> None:
     assert found == pytest.approx(expected)
 
 
+def test_a_declared_machine_type_is_noted(tmp_path: Path) -> None:
+    """Proofs are over the reals: where the property says float32 (here of D alone), the verdict says so."""
+    model, path = two_inputs(tmp_path), tmp_path / "p.vnnlib"
+    rest = BOUNDS + "(assert (<= S[0] 0.0))"
+    path.write_text(TWO + rest)
+    assert any("declared as float32" in note for note in read({"f": model}, path).notes)
+    path.write_text(TWO.replace("float32", "real") + rest)
+    assert read({"f": model}, path).notes == ()
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
