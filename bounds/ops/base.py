@@ -91,6 +91,22 @@ class Relaxation:
 
 Interval = tuple[Tensor, Tensor]
 
+Parameters = tuple[Tensor | None, Tensor | None]
+"""Free parameters of the first lower and the first upper line, ``[N, *node shape]``; None: the operator chooses."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Freedom:
+    """The parameter of one side's line: where it starts, and the range outside which no value is better.
+
+    Every value is sound (an operator clamps what it cannot use); tensors are ``[N, *node shape]`` or broadcast to it.
+    ``least == greatest`` where there is nothing to choose.
+    """
+
+    start: Tensor
+    least: Tensor
+    greatest: Tensor
+
 
 class Op(ABC):
     """An operation of a graph. Subclasses are frozen dataclasses with plain (hashable) fields."""
@@ -142,10 +158,21 @@ class Nonlinear(Op):
         self,
         operands: Sequence[Interval],
         rounding: Rounding | None,
-        slopes: tuple[Tensor | None, Tensor | None] = (None, None),
+        chosen: Parameters = (None, None),
     ) -> Relaxation:
-        """Lines below and above on the operands' intervals; ``slopes`` replaces the first operand's initial lower and
-        upper slope. With ``rounding`` they hold in exact arithmetic as they are returned."""
+        """Lines below and above on the operands' intervals; ``chosen`` replaces the initial parameters (a slope, or a
+        mixing weight: see ``freedom``). With ``rounding`` they hold in exact arithmetic as they are returned."""
+
+    def freedom(self, operands: Sequence[Interval]) -> tuple[Freedom | None, Freedom | None]:
+        """What an ascent may choose below and above (None: nothing on that side, the default)."""
+        return None, None
+
+    def ascent(self, operands: Sequence[Interval], chosen: Parameters, values: Sequence[Tensor]) -> Parameters:
+        """Derivatives, by its parameter, of the value that the lower and the upper line take at a point.
+
+        ``values`` are the variable operands there. Only sides with a ``freedom`` are asked for; None elsewhere.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no free parameters")
 
     @abstractmethod
     def loose(self, low: Tensor, high: Tensor, *others: Tensor) -> Tensor:

@@ -58,9 +58,7 @@ class Conv(Affine):
         if self.pads[half:] != padding or min(padding) < 0:
             flat, padding = functional.pad(flat, reversed_pads(self.pads)), (0,) * half
         convolve = functional.conv1d if half == 1 else functional.conv2d
-        result = convolve(
-            flat, weight, bias[0] if bias else None, self.strides, padding, self.dilations, self.groups
-        )
+        result = convolve(flat, weight, bias[0] if bias else None, self.strides, padding, self.dilations, self.groups)
         return result.reshape(*x.shape[:2], *result.shape[1:])
 
     def accumulation(self, *shapes: Shape) -> int:
@@ -158,9 +156,7 @@ class ConvTranspose(Affine):
         strides, dilations = reading.ints(node, "strides", (1,) * rank), reading.ints(node, "dilations", (1,) * rank)
         if build.shape(x)[1] != build.shape(weight)[0]:
             raise reading.invalid(node, f"weights {build.shape(weight)} do not fit an operand {build.shape(x)}")
-        full = [
-            (n - 1) * s + (k - 1) * d + 1 for n, k, s, d in zip(spatial, kernel, strides, dilations, strict=True)
-        ]
+        full = [(n - 1) * s + (k - 1) * d + 1 for n, k, s, d in zip(spatial, kernel, strides, dilations, strict=True)]
         op = cls(strides, dilations, _crop(node, spatial, full, strides), reading.flag(node, "group", 1))
         return (_with_bias(node, build, op, x, weight),)
 

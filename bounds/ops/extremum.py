@@ -20,7 +20,20 @@ from torch import Tensor
 
 from bounds.ops import reading
 from bounds.ops.arithmetic import Add, Neg, Sub, same_rank
-from bounds.ops.base import BuilderLike, Interval, Line, Nonlinear, OnnxName, OnnxNode, Op, Relaxation, Shape, broadcast
+from bounds.ops.base import (
+    BuilderLike,
+    Freedom,
+    Interval,
+    Line,
+    Nonlinear,
+    OnnxName,
+    OnnxNode,
+    Op,
+    Parameters,
+    Relaxation,
+    Shape,
+    broadcast,
+)
 from bounds.ops.indexing import expand
 from bounds.ops.piecewise import Clip
 from bounds.ops.relu import Relu
@@ -49,6 +62,13 @@ class _Extremum(Nonlinear):
             return high > low
         return (high > others[0]) & (others[1] > low)
 
+    def freedom(self, operands: Sequence[Interval]) -> tuple[Freedom | None, Freedom | None]:
+        """The first operand's weights, 0 to 1, on both sides."""
+        lines = self.relaxation(operands, None)
+        below, above = lines.lower[0].slopes[0], lines.upper[0].slopes[0]
+        zero, one = torch.zeros_like(below), torch.ones_like(below)
+        return Freedom(below, zero, one), Freedom(above, zero, one)
+
 
 @dataclass(frozen=True, slots=True)
 class Max(_Extremum):
@@ -71,10 +91,17 @@ class Max(_Extremum):
         self,
         operands: Sequence[Interval],
         rounding: Rounding | None,
-        slopes: tuple[Tensor | None, Tensor | None] = (None, None),
+        chosen: Parameters = (None, None),
     ) -> Relaxation:
-        """Lines with a slope for each operand; ``slopes`` replaces the weights ``w`` and ``s`` of the first one."""
-        return _above(operands[0], operands[1], rounding, slopes)
+        """Lines with a slope for each operand; ``chosen`` replaces the weights ``w`` and ``s`` of the first one."""
+        return _above(operands[0], operands[1], rounding, chosen)
+
+    def ascent(self, operands: Sequence[Interval], chosen: Parameters, values: Sequence[Tensor]) -> Parameters:
+        """``x - y`` below; above also the derivative of the offset, ``-D`` or ``E``."""
+        (a, b), (c, d) = operands
+        _, s = chosen
+        difference = values[0] - values[1]
+        return difference, None if s is None else difference + _tilt(b - c, d - a, s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,29 +132,39 @@ class Min(_Extremum):
         self,
         operands: Sequence[Interval],
         rounding: Rounding | None,
-        slopes: tuple[Tensor | None, Tensor | None] = (None, None),
+        chosen: Parameters = (None, None),
     ) -> Relaxation:
         """The mirrored lines of ``max(-x, -y)``."""
         (a, b), (c, d) = operands
-        above = _above((-b, -a), (-d, -c), rounding, (slopes[1], slopes[0]))
+        above = _above((-b, -a), (-d, -c), rounding, (chosen[1], chosen[0]))
         return Relaxation(
             tuple(Line(line.slopes, -line.offset) for line in above.upper),
             tuple(Line(line.slopes, -line.offset) for line in above.lower),
         )
 
+    def ascent(self, operands: Sequence[Interval], chosen: Parameters, values: Sequence[Tensor]) -> Parameters:
+        """Mirrored: the offset ``-max((1 - w) D, w E)`` is below."""
+        (a, b), (c, d) = operands
+        w, _ = chosen
+        difference = values[0] - values[1]
+        return None if w is None else difference - _tilt(d - a, b - c, w), difference
 
-def _above(
-    x: Interval, y: Interval, rounding: Rounding | None, slopes: tuple[Tensor | None, Tensor | None]
-) -> Relaxation:
+
+def _tilt(d: Tensor, e: Tensor, weight: Tensor) -> Tensor:
+    """Derivative by the weight of ``max((1 - s) D, s E)``; 0 where one operand wins for certain."""
+    return torch.where((d <= 0) | (e <= 0), 0.0, torch.where((1 - weight) * d > weight * e, -d, e))
+
+
+def _above(x: Interval, y: Interval, rounding: Rounding | None, chosen: Parameters) -> Relaxation:
     """Lines around ``max(x, y)``: second ones are the other operand below, the constant above."""
     d, e = torch.relu(x[1] - y[0]), torch.relu(y[1] - x[0])
     stable = (d <= 0) | (e <= 0)
     total = d + e
     best = torch.where(total > 0, d / torch.where(total > 0, total, 1.0), 0.5).clamp(0, 1)
-    s = best if slopes[1] is None else torch.where(stable, best, slopes[1].clamp(0, 1))
+    s = best if chosen[1] is None else torch.where(stable, best, chosen[1].clamp(0, 1))
     offset = torch.maximum((1 - s) * d, s * e)
     w = torch.where(x[0] + x[1] >= y[0] + y[1], 1.0, 0.0).to(total)
-    w = torch.where(stable, best, w if slopes[0] is None else slopes[0].clamp(0, 1))
+    w = torch.where(stable, best, w if chosen[0] is None else chosen[0].clamp(0, 1))
     slack = torch.zeros_like(total)
     if rounding is not None:
         # Two weights that are rounded separately do not quite add up to 1.

@@ -54,6 +54,18 @@ class _Hinge(PiecewiseLinear):
         free = torch.where(high > -low, 1.0, left)
         return torch.where(left <= 1, free, chord), torch.where(left <= 1, chord, free)
 
+    def useful_slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Interval | None, Interval | None]:
+        """Between the two branches on the side that bends away, on the other the chord."""
+        left, right = self.left(low, *parameters).to(low).expand_as(low), torch.ones_like(low)
+        below, above = self.slopes(low, high, *parameters)
+        inside = (low < 0) & (high > 0)
+
+        def between(start: Tensor, free: Tensor) -> Interval:
+            return torch.where(free, left, start), torch.where(free, right, start)
+
+        first, second = between(below, inside & (left < 1)), between(above, inside & (left > 1))
+        return (torch.minimum(*first), torch.maximum(*first)), (torch.minimum(*second), torch.maximum(*second))
+
 
 @dataclass(frozen=True, slots=True)
 class LeakyRelu(_Hinge):
@@ -161,6 +173,16 @@ class Clip(PiecewiseLinear):
         least = -math.inf if self.low is None else self.low
         most = math.inf if self.high is None else self.high
         return _below(low, high, least, most), _below(-high, -low, -most, -least)
+
+    def useful_slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Interval | None, Interval | None]:
+        """0 to 1 on both sides wherever there is a kink inside."""
+        below, above = self.slopes(low, high, *parameters)
+        bent = self.loose(low, high)
+        zero, one = torch.zeros_like(low), torch.ones_like(low)
+        return (
+            (torch.where(bent, zero, below), torch.where(bent, one, below)),
+            (torch.where(bent, zero, above), torch.where(bent, one, above)),
+        )
 
 
 def _below(low: Tensor, high: Tensor, least: float, most: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bounds.ops import reading
-from bounds.ops.base import BuilderLike, Interval, Line, OnnxName, OnnxNode, Relaxation
+from bounds.ops.base import BuilderLike, Interval, Line, OnnxName, OnnxNode, Parameters, Relaxation
 from bounds.ops.univariate import PiecewiseLinear
 from bounds.rounding import Rounding
 
@@ -42,16 +42,24 @@ class Relu(PiecewiseLinear):
         self,
         operands: Sequence[Interval],
         rounding: Rounding | None,
-        slopes: tuple[Tensor | None, Tensor | None] = (None, None),
+        chosen: Parameters = (None, None),
     ) -> Relaxation:
         """As for any univariate function, but the lower line passes through 0 exactly (stable: exact)."""
         ((low, high),) = operands
         lower, upper = self.slopes(low, high)
-        if slopes[0] is not None:  # a given slope applies to unstable neurons only; it is sound anywhere in [0, 1]
-            lower = torch.where((low < 0) & (high > 0), slopes[0].clamp(0, 1), lower)
+        if chosen[0] is not None:  # a given slope applies to unstable neurons only; it is sound anywhere in [0, 1]
+            lower = torch.where((low < 0) & (high > 0), chosen[0].clamp(0, 1), lower)
         offset = -upper * low.clamp(max=0)
         if rounding is not None:
             offset = torch.maximum(offset, high - upper * high)
             offset = rounding.up(offset) + rounding.unit * 4 * torch.maximum(high.abs(), low.abs())
             offset = torch.where((low < 0) & (high > 0), offset, 0.0)
         return Relaxation((Line((lower,), torch.zeros_like(low)),), (Line((upper,), offset),))
+
+    def useful_slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Interval | None, Interval | None]:
+        return (((low >= 0).to(low), (high > 0).to(low)), None)
+
+    def ascent(self, operands: Sequence[Interval], chosen: Parameters, values: Sequence[Tensor]) -> Parameters:
+        """The lower line is ``a z``: its derivative is z, on unstable elements."""
+        ((low, high),) = operands
+        return values[0] * ((low < 0) & (high > 0)), None

@@ -98,9 +98,7 @@ def _scaled(node: OnnxNode, shape: Shape, scales: list[float], axes: range | lis
     return sizes
 
 
-def _resample(
-    node: OnnxNode, build: BuilderLike, x: int, sizes: list[int], scales: list[float], *rules: str
-) -> int:
+def _resample(node: OnnxNode, build: BuilderLike, x: int, sizes: list[int], scales: list[float], *rules: str) -> int:
     """``rules``: of coordinates and of rounding."""
     for axis, (size, scale) in enumerate(zip(sizes, scales, strict=True)):
         before = build.shape(x)[axis]

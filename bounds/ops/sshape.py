@@ -81,6 +81,13 @@ class _SShape(Univariate):
         below, above = self._lower_slope(torch.stack((low, -high)), torch.stack((high, -low)))
         return below, above
 
+    def useful_slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Interval | None, Interval | None]:
+        """The derivatives that occur: steepest at 0, falling away from it."""
+        ends = self.derivative(low), self.derivative(high)
+        steepest = self.derivative(torch.zeros_like(low).clamp(low, high))
+        ranges = torch.minimum(*ends), torch.maximum(steepest, torch.maximum(*ends))
+        return ranges, ranges
+
     def _lower_slope(self, low: Tensor, high: Tensor) -> Tensor:
         """Slope of a tight lower line (upper slopes follow by symmetry: they are those of ``[-high, -low]``).
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bounds.ops.base import Interval, Line, Nonlinear, Relaxation, Shape
+from bounds.ops.base import Freedom, Interval, Line, Nonlinear, Parameters, Relaxation, Shape
 from bounds.rounding import Rounding
 
 
@@ -63,21 +63,27 @@ class Univariate(Nonlinear):
     def hills(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Interval]:
         """The same for the maximum: ``value + excess``."""
 
+    @abstractmethod
+    def useful_slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Interval | None, Interval | None]:
+        """Ranges of slopes below and above outside which no line is better anywhere; None: the initial one is best."""
+
     def least(
         self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor, rounding: Rounding | None
-    ) -> Tensor:
-        """The minimum over ``[low, high]`` of ``f(x) - slope x``; with ``rounding`` at most the true one."""
+    ) -> Interval:
+        """The minimum over ``[low, high]`` of ``f(x) - slope x``, with ``rounding`` at most the true one, and about
+        where it is attained."""
         turning = self.valleys(slope, low, high, *parameters)
-        values = self._differences(slope, (low, high), turning, parameters, rounding)
-        return functools.reduce(torch.minimum, [value - slack for value, slack in values])
+        candidates = self._differences(slope, (low, high), turning, parameters, rounding)
+        return functools.reduce(_lesser, [(x, value - slack) for x, value, slack in candidates])[::-1]
 
     def most(
         self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor, rounding: Rounding | None
-    ) -> Tensor:
-        """The maximum over ``[low, high]`` of ``f(x) - slope x``; with ``rounding`` at least the true one."""
+    ) -> Interval:
+        """The maximum over ``[low, high]`` of ``f(x) - slope x``, with ``rounding`` at least the true one, and about
+        where it is attained."""
         turning = self.hills(slope, low, high, *parameters)
-        values = self._differences(slope, (low, high), turning, parameters, rounding)
-        return functools.reduce(torch.maximum, [value + slack for value, slack in values])
+        candidates = self._differences(slope, (low, high), turning, parameters, rounding)
+        return functools.reduce(_greater, [(x, value + slack) for x, value, slack in candidates])[::-1]
 
     def _differences(
         self,
@@ -86,8 +92,8 @@ class Univariate(Nonlinear):
         turning: Sequence[Interval],
         parameters: Sequence[Tensor],
         rounding: Rounding | None,
-    ) -> list[Interval]:
-        """``f(x) - slope x`` at the ends and at the turning points, each with what it can be off by."""
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """``(x, f(x) - slope x, slack)`` at ends and turning points: slack is what the value can be off by."""
         zero = torch.zeros_like(ends[0])
         inside = [(torch.minimum(torch.maximum(x, ends[0]), ends[1]), excess) for x, excess in turning]
         found = []
@@ -97,27 +103,64 @@ class Univariate(Nonlinear):
             if rounding is not None:
                 slack = excess * (1 + 4 * rounding.unit) + 2 * rounding.tiny
                 slack = slack + (value.abs() * (2 * self.ulps + 6) + product.abs() * 6) * rounding.unit
-            found.append((value - product, slack))
+            found.append((x, value - product, slack))
         return found
 
     def relaxation(
         self,
         operands: Sequence[Interval],
         rounding: Rounding | None,
-        slopes: tuple[Tensor | None, Tensor | None] = (None, None),
+        chosen: Parameters = (None, None),
     ) -> Relaxation:
-        """Lines on the first operand's interval; ``slopes`` replaces the initial lower and upper slope."""
+        """Lines on the first operand's interval; ``chosen`` replaces the initial lower and upper slope."""
+        low, high, below, above, parameters = self._chosen(operands, chosen)
+        least, _ = self.least(below, low, high, *parameters, rounding=rounding)
+        most, _ = self.most(above, low, high, *parameters, rounding=rounding)
+        return Relaxation((Line((below,), least),), (Line((above,), most),))
+
+    def freedom(self, operands: Sequence[Interval]) -> tuple[Freedom | None, Freedom | None]:
+        """The slopes."""
+        low, high, below, above, parameters = self._chosen(operands, (None, None))
+        first, second = self.useful_slopes(low, high, *parameters)
+        return (
+            None if first is None else Freedom(below, *first),
+            None if second is None else Freedom(above, *second),
+        )
+
+    def ascent(self, operands: Sequence[Interval], chosen: Parameters, values: Sequence[Tensor]) -> Parameters:
+        """``d/dk (k z + min (f(x) - k x)) = z - x'`` where the minimum is attained at x' (above: the maximum)."""
+        low, high, below, above, parameters = self._chosen(operands, chosen)
+        (z,) = values
+        lower = None if chosen[0] is None else z - self.least(below, low, high, *parameters, rounding=None)[1]
+        upper = None if chosen[1] is None else z - self.most(above, low, high, *parameters, rounding=None)[1]
+        return lower, upper
+
+    def _chosen(
+        self, operands: Sequence[Interval], chosen: Parameters
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+        """Ends, lower and upper slopes, parameters."""
         (low, high), *rest = operands
         parameters = [p[0] for p in rest]
-        lower_slope, upper_slope = self.slopes(low, high, *parameters)
-        lower_slope = lower_slope if slopes[0] is None else slopes[0]
-        upper_slope = upper_slope if slopes[1] is None else slopes[1]
-        least = self.least(lower_slope, low, high, *parameters, rounding=rounding)
-        most = self.most(upper_slope, low, high, *parameters, rounding=rounding)
-        return Relaxation((Line((lower_slope,), least),), (Line((upper_slope,), most),))
+        below, above = chosen
+        if below is None or above is None:
+            initial = self.slopes(low, high, *parameters)
+            below = initial[0] if below is None else below
+            above = initial[1] if above is None else above
+        return low, high, below, above, parameters
 
     def loose(self, low: Tensor, high: Tensor, *others: Tensor) -> Tensor:
         return high > low
+
+
+def _lesser(one: Interval, two: Interval) -> Interval:
+    """Of two pairs (place, value) the one of the lesser value, elementwise."""
+    better = two[1] < one[1]
+    return torch.where(better, two[0], one[0]), torch.minimum(one[1], two[1])
+
+
+def _greater(one: Interval, two: Interval) -> Interval:
+    better = two[1] > one[1]
+    return torch.where(better, two[0], one[0]), torch.maximum(one[1], two[1])
 
 
 class PiecewiseLinear(Univariate):
