@@ -60,6 +60,14 @@ class UnsupportedOperatorError(ValueError):
         self.why = why or message
 
 
+class NoDerivativeError(ValueError):
+    """An operator whose derivative is not bounded, or not known here; ``why`` says which of both."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
 class BuilderLike(Protocol):
     """What ``from_onnx`` may ask of the builder (``bounds.graph.Builder``)."""
 
@@ -173,6 +181,15 @@ class Nonlinear(Op):
         ``values`` are the variable operands there. Only sides with a ``freedom`` are asked for; None elsewhere.
         """
         raise NotImplementedError(f"{type(self).__name__} has no free parameters")
+
+    def derivatives(self, operands: Sequence[Interval], rounding: Rounding | None) -> tuple[Interval, ...]:
+        """Ranges of the partial derivatives by each data operand while the operands stay in their intervals.
+
+        Elementwise, ``[N, *node shape]``; at a kink Clarke's derivative counts, so a range is closed: ReLU has [0, 1] where
+        0 is in the interval. With ``rounding`` the ranges hold in exact arithmetic; infinite ends say that
+        nothing is known. Raises ``NoDerivativeError`` (the default), as operators with jumps do.
+        """
+        raise NoDerivativeError(f"bounds of derivatives of {type(self).__name__} are not available")
 
     @abstractmethod
     def loose(self, low: Tensor, high: Tensor, *others: Tensor) -> Tensor:

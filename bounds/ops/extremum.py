@@ -96,6 +96,9 @@ class Max(_Extremum):
         """Lines with a slope for each operand; ``chosen`` replaces the weights ``w`` and ``s`` of the first one."""
         return _above(operands[0], operands[1], rounding, chosen)
 
+    def derivatives(self, operands: Sequence[Interval], rounding: Rounding | None) -> tuple[Interval, ...]:
+        return _shares(operands[0], operands[1])
+
     def ascent(self, operands: Sequence[Interval], chosen: Parameters, values: Sequence[Tensor]) -> Parameters:
         """``x - y`` below; above also the derivative of the offset, ``-D`` or ``E``."""
         (a, b), (c, d) = operands
@@ -142,12 +145,22 @@ class Min(_Extremum):
             tuple(Line(line.slopes, -line.offset) for line in above.lower),
         )
 
+    def derivatives(self, operands: Sequence[Interval], rounding: Rounding | None) -> tuple[Interval, ...]:
+        first, second = _shares(operands[1], operands[0])
+        return second, first
+
     def ascent(self, operands: Sequence[Interval], chosen: Parameters, values: Sequence[Tensor]) -> Parameters:
         """Mirrored: the offset ``-max((1 - w) D, w E)`` is below."""
         (a, b), (c, d) = operands
         w, _ = chosen
         difference = values[0] - values[1]
         return None if w is None else difference - _tilt(d - a, b - c, w), difference
+
+
+def _shares(x: Interval, y: Interval) -> tuple[Interval, Interval]:
+    """Derivatives of ``max(x, y)``: 1 by the one that wins for certain, 0 by the other; any mean where neither does."""
+    sure, possible = (x[0] > y[1]).to(x[0]), (x[1] >= y[0]).to(x[0])
+    return (sure, possible), (1 - possible, 1 - sure)
 
 
 def _tilt(d: Tensor, e: Tensor, weight: Tensor) -> Tensor:

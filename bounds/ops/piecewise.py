@@ -47,6 +47,11 @@ class _Hinge(PiecewiseLinear):
         inside = (low < 0) & (high > 0)
         return torch.where(inside, least.clamp(max=0), least), torch.where(inside, most.clamp(min=0), most)
 
+    def derivative_range(self, low: Tensor, high: Tensor, *parameters: Tensor, rounding: Rounding | None) -> Interval:
+        left, right = self.left(low, *parameters).to(low).expand_as(low), torch.ones_like(low)
+        one, two = torch.where(low > 0, right, left), torch.where(high < 0, left, right)
+        return torch.minimum(one, two), torch.maximum(one, two)
+
     def slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         left = self.left(low, *parameters).to(low)
         chord = self.chord(low, high, *parameters)
@@ -168,6 +173,12 @@ class Clip(PiecewiseLinear):
         low, high = self.forward(operands[0][0]), self.forward(operands[0][1])
         exact = all(float(low.new_tensor(k).item()) == k for k in self.kinks())
         return (low, high) if exact else self._outward(low, high, rounding)
+
+    def derivative_range(self, low: Tensor, high: Tensor, *parameters: Tensor, rounding: Rounding | None) -> Interval:
+        """1 strictly between the limits, 0 strictly outside."""
+        least = -math.inf if self.low is None else self.low
+        most = math.inf if self.high is None else self.high
+        return ((low > least) & (high < most)).to(low), ((high >= least) & (low <= most)).to(low)
 
     def slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         least = -math.inf if self.low is None else self.low

@@ -59,6 +59,9 @@ class Relu(PiecewiseLinear):
     def useful_slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Interval | None, Interval | None]:
         return (((low >= 0).to(low), (high > 0).to(low)), None)
 
+    def derivative_range(self, low: Tensor, high: Tensor, *parameters: Tensor, rounding: Rounding | None) -> Interval:
+        return (low > 0).to(low), (high >= 0).to(low)
+
     def ascent(self, operands: Sequence[Interval], chosen: Parameters, values: Sequence[Tensor]) -> Parameters:
         """The lower line is ``a z``: its derivative is z, on unstable elements."""
         ((low, high),) = operands

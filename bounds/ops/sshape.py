@@ -81,6 +81,15 @@ class _SShape(Univariate):
         below, above = self._lower_slope(torch.stack((low, -high)), torch.stack((high, -low)))
         return below, above
 
+    def derivative_range(self, low: Tensor, high: Tensor, *parameters: Tensor, rounding: Rounding | None) -> Interval:
+        """Even, and falling away from 0."""
+        least = torch.minimum(self.derivative(low), self.derivative(high))
+        most = self.derivative(torch.zeros_like(low).clamp(low, high))
+        if rounding is None:
+            return least, most
+        slack = 32 * rounding.unit
+        return (least * (1 - 2 * slack) - rounding.tiny).clamp(min=0), most * (1 + 2 * slack) + rounding.tiny
+
     def useful_slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Interval | None, Interval | None]:
         """The derivatives that occur: steepest at 0, falling away from it."""
         ends = self.derivative(low), self.derivative(high)

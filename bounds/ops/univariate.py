@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bounds.ops.base import Freedom, Interval, Line, Nonlinear, Parameters, Relaxation, Shape
+from bounds.ops.base import Freedom, Interval, Line, NoDerivativeError, Nonlinear, Parameters, Relaxation, Shape
 from bounds.rounding import Rounding
 
 
@@ -147,6 +147,14 @@ class Univariate(Nonlinear):
             below = initial[0] if below is None else below
             above = initial[1] if above is None else above
         return low, high, below, above, parameters
+
+    def derivatives(self, operands: Sequence[Interval], rounding: Rounding | None) -> tuple[Interval, ...]:
+        (low, high), *rest = operands
+        return (self.derivative_range(low, high, *(p[0] for p in rest), rounding=rounding),)
+
+    def derivative_range(self, low: Tensor, high: Tensor, *parameters: Tensor, rounding: Rounding | None) -> Interval:
+        """``(least f', greatest f')`` on ``[low, high]``, with ``rounding`` rounded outward; see ``derivatives``."""
+        raise NoDerivativeError(f"bounds of the derivative of {type(self).__name__} are not available")
 
     def loose(self, low: Tensor, high: Tensor, *others: Tensor) -> Tensor:
         return high > low
