@@ -68,6 +68,10 @@ class NoDerivativeError(ValueError):
         self.why = why
 
 
+class DomainError(ValueError):
+    """A box reaches points at which an operator of the graph has no value (``Op.outside``)."""
+
+
 class BuilderLike(Protocol):
     """What ``from_onnx`` may ask of the builder (``bounds.graph.Builder``)."""
 
@@ -145,6 +149,15 @@ class Op(ABC):
 
         With ``rounding`` they enclose the exact real result in spite of floating point.
         """
+
+    def outside(self, operands: Sequence[Interval]) -> Tensor | None:
+        """Which elements of the result may have no value on the operands' intervals (the logarithm of a number that is
+        not positive): bool ``[N, *out]``; None, the default: every element has one everywhere.
+
+        ``interval`` says nothing there (infinite ends). ``compute_bounds`` raises ``DomainError`` for such a box; in
+        branch and bound it stays open and is split.
+        """
+        return None
 
     def shape(self, *shapes: Shape) -> Shape:
         """Static shape of the result (without N), by running ``forward`` once on zeros.
