@@ -26,6 +26,7 @@ from bounds.backward import LinearBounds, State
 from bounds.box import Box
 from bounds.dual import Dual, Multipliers, Objective, by_rows, evaluate, initial, recast, with_slopes
 from bounds.layouts import Selection
+from bounds.ops.base import Nonlinear
 from bounds.plan import Plan
 from bounds.propagate import Tighten, chunk_rows
 
@@ -120,10 +121,10 @@ def primal(plan: Plan, state: State, target: int, trace: Mapping[int, Tensor], c
         relaxation = state.relaxations[node.id]
         lower, upper = relaxation.lower[0], relaxation.upper[0]
         positive = rows > 0
-        total = torch.where(positive, lower.offset, upper.offset)
+        assert isinstance(node.op, Nonlinear)
         variables = [o for o, c in zip(operands, constants, strict=True) if c is None]
-        for operand, below, above in zip(variables, lower.slopes, upper.slopes, strict=True):
-            total = total + torch.where(positive, below, above) * operand
+        below, above = (node.op.along(line.slopes, variables) + line.offset for line in (lower, upper))
+        total = torch.where(positive, below, above)
         values[node.id] = total
     return values
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from bounds.box import Box
 from bounds.graph import Node
 from bounds.layouts import Owner, Rows, Selection, flat
-from bounds.ops.base import Affine, Interval, Line, Relaxation
+from bounds.ops.base import Affine, Interval, Line, Nonlinear, Relaxation
 from bounds.plan import Plan
 
 
@@ -224,12 +224,35 @@ def _over_relaxed(walk: _Walk, node: Node, rows: Rows) -> None:
     plan = walk.plan
     walk.charge(node.id, rows)
     relaxation = walk.state.relaxations[node.id]
+    assert isinstance(node.op, Nonlinear)
+    if not node.op.elementwise:
+        _over_coupled(walk, node, node.op, rows.dense(node.shape))
+        return
     lower, upper = _cropped(rows, relaxation.lower[0]), _cropped(rows, relaxation.upper[0])
     walk.contribute(_offsets(walk.owner, rows.values, lower, upper))
     positive = rows.values > 0
     variables = [i for i, c in zip(node.inputs, plan.operands[node.id], strict=True) if c is None]
     for source, below, above in zip(variables, lower.slopes, upper.slopes, strict=True):
         walk.receive(source, Rows(_choose(walk.owner, rows.values, positive, below, above), rows.window))
+
+
+def _over_coupled(walk: _Walk, node: Node, op: Nonlinear, rows: Tensor) -> None:
+    """Over an operator whose lines read several elements of an operand: by the transpose of both sides' lines."""
+    relaxation, owner = walk.state.relaxations[node.id], walk.owner
+    lower, upper = relaxation.lower[0], relaxation.upper[0]
+    walk.contribute(_offsets(owner, rows, lower, upper))
+
+    def pulled(part: Tensor, line: Line) -> tuple[Tensor, ...]:
+        viewed = owner.of(line.offset, part)[0]
+        return op.across([owner.of(s, part)[1] for s in line.slopes], viewed)
+
+    if all(a is b for a, b in zip(lower.slopes, upper.slopes, strict=True)):
+        found = pulled(rows, lower)
+    else:
+        found = tuple(map(torch.add, pulled(rows.clamp(min=0), lower), pulled(rows.clamp(max=0), upper)))
+    variables = [i for i, c in zip(node.inputs, walk.plan.operands[node.id], strict=True) if c is None]
+    for source, part in zip(variables, found, strict=True):
+        walk.receive(source, Rows(part.reshape(rows.shape[0], *walk.plan.graph.nodes[source].shape)))
 
 
 def _cropped(rows: Rows, line: Line) -> Line:

@@ -22,7 +22,7 @@ from torch import Tensor
 from bounds.box import Box
 from bounds.graph import Node
 from bounds.interval import affine_charge, finite_or_infinite, rounds
-from bounds.ops.base import Affine, Interval, Relaxation
+from bounds.ops.base import Affine, Interval, Nonlinear, Relaxation
 from bounds.plan import Plan
 from bounds.rounding import Rounding
 
@@ -101,16 +101,13 @@ def over_affine(plan: Plan, node: Node, operands: Sequence[Functions | None]) ->
     return Functions(middle, distance)
 
 
-def over_relaxed(plan: Plan, relaxation: Relaxation, operands: Sequence[Functions]) -> Functions:
+def over_relaxed(plan: Plan, op: Nonlinear, relaxation: Relaxation, operands: Sequence[Functions]) -> Functions:
     """Functions of a nonlinear node from its lines and those of its variable operands."""
     ends = []
     for line, sign in ((relaxation.lower[0], -1.0), (relaxation.upper[0], 1.0)):
-        total: Tensor | None = None
-        for slope, operand in zip(line.slopes, operands, strict=True):
-            slope = slope.unsqueeze(1)
-            part = slope * operand.middle + sign * slope.abs() * operand.distance
-            total = part if total is None else total + part
-        assert total is not None
+        slopes = [s.unsqueeze(1) for s in line.slopes]
+        total = op.along(slopes, [o.middle for o in operands])
+        total = total + sign * op.along([s.abs() for s in slopes], [o.distance for o in operands])
         total[:, -1] += line.offset
         ends.append(total)
     below, above = ends
@@ -121,10 +118,11 @@ def over_relaxed(plan: Plan, relaxation: Relaxation, operands: Sequence[Function
             for a, b in zip(relaxation.lower[0].slopes, relaxation.upper[0].slopes, strict=True)
         ]
         size = torch.maximum(relaxation.lower[0].offset.abs(), relaxation.upper[0].offset.abs())
-        for slope, operand in zip(slopes, operands, strict=True):
-            size = size + slope * operand.size()
-        lost = plan.rounding.affine(4 * len(operands) + 8, size) * 2
-        result.distance[:, -1] += lost + result.middle.shape[1] * (16 * plan.rounding.tiny)
+        sizes = [o.size() for o in operands]
+        size = size + op.along(slopes, sizes)
+        terms = len(operands) * op.terms(*(tuple(m.shape[1:]) for m in sizes))
+        lost = plan.rounding.affine(2 * terms + 8, size) * 2
+        result.distance[:, -1] += lost + result.middle.shape[1] * terms * (8 * plan.rounding.tiny)
     return result
 
 
@@ -134,4 +132,5 @@ def step(plan: Plan, node: Node, known: Mapping[int, Functions], relaxations: Ma
     operands = [known[i] if c is None else None for i, c in zip(node.inputs, constants, strict=True)]
     if node.id in plan.affine:
         return over_affine(plan, node, operands)
-    return over_relaxed(plan, relaxations[node.id], [o for o in operands if o is not None])
+    assert isinstance(node.op, Nonlinear)
+    return over_relaxed(plan, node.op, relaxations[node.id], [o for o in operands if o is not None])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bounds.graph import Node
-from bounds.ops.base import Affine, Interval, Relaxation
+from bounds.ops.base import Affine, Interval, Nonlinear, Relaxation
 from bounds.plan import Plan
 from bounds.rounding import Rounding
 
@@ -96,18 +96,20 @@ def size(interval: Interval) -> Tensor:
     return torch.maximum(low.abs(), high.abs()).amax(0, keepdim=True)
 
 
-def relaxed_charge(rounding: Rounding, relaxation: Relaxation, operands: list[Interval]) -> Tensor:
+def relaxed_charge(rounding: Rounding, op: Nonlinear, relaxation: Relaxation, operands: list[Interval]) -> Tensor:
     """What a backward step over a nonlinear node can be off by, per unit of coefficient: ``[*shape]``.
 
     The step multiplies each coefficient by a slope (one rounding, seen at the operand's size) and sums the
     intercepts (a dot product over the node's elements).
     """
     terms = relaxation.lower[0].offset[0].numel()
+    sizes = [size(operand) for operand in operands]
+    products = op.terms(*(tuple(m.shape[1:]) for m in sizes))
     total: Tensor | None = None
     for line in (relaxation.lower[0], relaxation.upper[0]):
         part = rounding.affine(terms, line.offset.abs().amax(0))
-        for slope, operand in zip(line.slopes, operands, strict=True):
-            part = part + rounding.affine(2, slope.abs().amax(0) * size(operand)[0])
+        greatest = [s.abs().amax(0, keepdim=True) for s in line.slopes]
+        part = part + len(operands) * rounding.affine(products, op.along(greatest, sizes)[0])
         total = part if total is None else torch.maximum(total, part)
     assert total is not None
     return total

@@ -123,7 +123,7 @@ def relax(
     relaxations[node.id] = relaxation
     if plan.rounding is not None:
         variables = [o for o, c in zip(operands, constants, strict=True) if c is None]
-        charges[node.id] = relaxed_charge(plan.rounding, relaxation, variables)
+        charges[node.id] = relaxed_charge(plan.rounding, node.op, relaxation, variables)
 
 
 def crown(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, until: float = math.inf) -> Tensor:
@@ -237,7 +237,8 @@ def _underflow(draft: _Draft, node: Node) -> Tensor:
     """What underflowing products of one backward step can lose: ``tiny`` each, at the size of the operand."""
     plan = draft.plan
     assert plan.rounding is not None
-    terms = plan.accumulation(node) if node.id in plan.affine else 2
+    shapes = [plan.graph.nodes[i].shape for i in node.inputs]
+    terms = node.op.terms(*shapes) if isinstance(node.op, Nonlinear) else plan.accumulation(node)
     total = torch.zeros((), dtype=plan.dtype, device=plan.device)
     for i, constant in zip(node.inputs, plan.operands[node.id], strict=True):
         if constant is None:

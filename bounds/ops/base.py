@@ -52,6 +52,14 @@ def broadcast(*shapes: Shape) -> Shape:
     return tuple(torch.broadcast_tensors(*(zero.expand(s) for s in shapes))[0].shape)
 
 
+def sum_of(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of one or more tensors."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
 class UnsupportedOperatorError(ValueError):
     """A valid model uses an operator, or a form of one, that is not supported; ``why`` leaves out which node it is."""
 
@@ -84,7 +92,10 @@ class BuilderLike(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Line:
-    """``sum_i slopes[i] * operand_i + offset``, elementwise over the node; tensors are ``[N, *node shape]``."""
+    """``sum_i slopes[i] * operand_i + offset``, elementwise over the node; tensors are ``[N, *node shape]``.
+
+    Operators that are not elementwise have slopes of other shapes: ``Nonlinear.along`` says what they mean.
+    """
 
     slopes: tuple[Tensor, ...]
     offset: Tensor
@@ -170,9 +181,14 @@ class Op(ABC):
 
 
 class Nonlinear(Op):
-    """Enclosed by lines: whatever reads bounds of its operands and can be relaxed."""
+    """Enclosed by lines: whatever reads bounds of its operands and can be relaxed.
+
+    A line's slopes are tensors ``[N, ...]``, one for each variable operand. Where ``elementwise``, each is one number
+    per element of the node; else ``along`` and ``across`` say what they mean (a matrix product, a softmax).
+    """
 
     __slots__ = ()
+    elementwise: ClassVar[bool] = True
 
     @abstractmethod
     def relaxation(
@@ -198,11 +214,26 @@ class Nonlinear(Op):
     def derivatives(self, operands: Sequence[Interval], rounding: Rounding | None) -> tuple[Interval, ...]:
         """Ranges of the partial derivatives by each data operand while the operands stay in their intervals.
 
-        Elementwise, ``[N, *node shape]``; at a kink Clarke's derivative counts, so a range is closed: ReLU has [0, 1] where
-        0 is in the interval. With ``rounding`` the ranges hold in exact arithmetic; infinite ends say that
+        Elementwise, ``[N, *node shape]``; at a kink Clarke's derivative counts, so a range is closed: ReLU has [0, 1]
+        where 0 is in the interval. With ``rounding`` the ranges hold in exact arithmetic; infinite ends say that
         nothing is known. Raises ``NoDerivativeError`` (the default), as operators with jumps do.
         """
         raise NoDerivativeError(f"bounds of derivatives of {type(self).__name__} are not available")
+
+    def along(self, slopes: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+        """The linear part of a line at values of the variable operands; leading dimensions broadcast.
+
+        Absolute values in place of ``slopes`` and ``values`` give a bound of its size.
+        """
+        return sum_of([s * v for s, v in zip(slopes, values, strict=True)])
+
+    def across(self, slopes: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, ...]:
+        """The transpose of ``along``: coefficient rows of the node to those of its variable operands."""
+        return tuple(rows * s for s in slopes)
+
+    def terms(self, *shapes: Shape) -> int:
+        """Upper bound of the number of products that ``along`` and ``across`` sum into one element."""
+        return 2
 
     @abstractmethod
     def loose(self, low: Tensor, high: Tensor, *others: Tensor) -> Tensor:
