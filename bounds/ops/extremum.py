@@ -146,8 +146,7 @@ class Min(_Extremum):
         )
 
     def derivatives(self, operands: Sequence[Interval], rounding: Rounding | None) -> tuple[Interval, ...]:
-        first, second = _shares(operands[1], operands[0])
-        return second, first
+        return _shares(operands[1], operands[0])
 
     def ascent(self, operands: Sequence[Interval], chosen: Parameters, values: Sequence[Tensor]) -> Parameters:
         """Mirrored: the offset ``-max((1 - w) D, w E)`` is below."""
