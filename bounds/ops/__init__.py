@@ -11,6 +11,7 @@ from bounds.ops import (
     extremum,
     gemm,
     indexing,
+    jumps,
     normalization,
     piecewise,
     pooling,
@@ -29,7 +30,7 @@ __all__ = ["families", "operators", "readers", "supported"]
 def families() -> tuple[str, ...]:
     """The modules that define operators."""
     modules = (
-        arithmetic, conv, extremum, gemm, indexing, normalization, piecewise, pooling, reduction, relu, resize,
+        arithmetic, conv, extremum, gemm, indexing, jumps, normalization, piecewise, pooling, reduction, relu, resize,
         shape_arithmetic, shaping, sshape,
     )  # fmt: skip
     return tuple(module.__name__ for module in modules)
