@@ -54,6 +54,8 @@ class Relu(PiecewiseLinear):
             offset = torch.maximum(offset, high - upper * high)
             offset = rounding.up(offset) + rounding.unit * 4 * torch.maximum(high.abs(), low.abs())
             offset = torch.where((low < 0) & (high > 0), offset, 0.0)
+            # Infinite ends: no information above.
+            upper, offset = torch.nan_to_num(upper, nan=1.0), torch.nan_to_num(offset, nan=torch.inf, posinf=torch.inf)
         return Relaxation((Line((lower,), torch.zeros_like(low)),), (Line((upper,), offset),))
 
     def useful_slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Interval | None, Interval | None]:

@@ -8,6 +8,7 @@ slopes; soundness does not depend on the slopes (which makes them free to optimi
 from __future__ import annotations
 
 import functools
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -23,11 +24,12 @@ class Univariate(Nonlinear):
     """``f(x)`` elementwise; further operands are parameters (constants without N).
 
     ``ulps``: how many units in the last place the computed ``forward`` may be off (0: exact up to one rounding of
-    each elementary operation, as in piecewise linear functions).
+    each elementary operation, as in piecewise linear functions); ``grain``: how many units of roundoff of 1 besides.
     """
 
     __slots__ = ()
     ulps: ClassVar[int] = 4
+    grain: ClassVar[float] = 0.0
 
     def is_affine(self, variable: Sequence[bool]) -> bool:
         return False
@@ -74,7 +76,8 @@ class Univariate(Nonlinear):
         where it is attained."""
         turning = self.valleys(slope, low, high, *parameters)
         candidates = self._differences(slope, (low, high), turning, parameters, rounding)
-        return functools.reduce(_lesser, [(x, value - slack) for x, value, slack in candidates])[::-1]
+        place, value = functools.reduce(_lesser, [(x, value - slack) for x, value, slack in candidates])
+        return torch.nan_to_num(value, nan=-math.inf, posinf=-math.inf, neginf=-math.inf), place
 
     def most(
         self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor, rounding: Rounding | None
@@ -83,7 +86,8 @@ class Univariate(Nonlinear):
         where it is attained."""
         turning = self.hills(slope, low, high, *parameters)
         candidates = self._differences(slope, (low, high), turning, parameters, rounding)
-        return functools.reduce(_greater, [(x, value + slack) for x, value, slack in candidates])[::-1]
+        place, value = functools.reduce(_greater, [(x, value + slack) for x, value, slack in candidates])
+        return torch.nan_to_num(value, nan=math.inf, posinf=math.inf, neginf=math.inf), place
 
     def _differences(
         self,
@@ -112,7 +116,10 @@ class Univariate(Nonlinear):
         rounding: Rounding | None,
         chosen: Parameters = (None, None),
     ) -> Relaxation:
-        """Lines on the first operand's interval; ``chosen`` replaces the initial lower and upper slope."""
+        """Lines on the first operand's interval; ``chosen`` replaces the initial lower and upper slope.
+
+        On an interval that is infinite, or so large that values overflow, an offset may be infinite: no information.
+        """
         low, high, below, above, parameters = self._chosen(operands, chosen)
         least, _ = self.least(below, low, high, *parameters, rounding=rounding)
         most, _ = self.most(above, low, high, *parameters, rounding=rounding)
@@ -143,7 +150,7 @@ class Univariate(Nonlinear):
         parameters = [p[0] for p in rest]
         below, above = chosen
         if below is None or above is None:
-            initial = self.slopes(low, high, *parameters)
+            initial = [torch.nan_to_num(s, 0.0, 0.0, 0.0) for s in self.slopes(low, high, *parameters)]
             below = initial[0] if below is None else below
             above = initial[1] if above is None else above
         return low, high, below, above, parameters
