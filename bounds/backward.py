@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from bounds.graph import Node
 from bounds.layouts import Owner, Rows, Selection, flat
 from bounds.ops.base import Affine, Interval, Line, Nonlinear, Relaxation
 from bounds.plan import Plan
+
+if TYPE_CHECKING:
+    from bounds.forward import Functions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +47,7 @@ class State:
 
     With a rounding model also ``charges`` (``interval.py``), ``sizes`` (the largest absolute value of a node over all
     boxes) and ``floor``: what all underflows of one walk together can lose. ``splits`` are half-spaces that hold too.
+    ``functions`` are forward linear bounds of the last nodes, where they were propagated.
     """
 
     box: Box
@@ -52,6 +57,7 @@ class State:
     sizes: Mapping[int, Tensor]
     floor: Tensor
     splits: Mapping[int, Split] = field(default_factory=dict)
+    functions: Mapping[int, Functions] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

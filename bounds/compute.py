@@ -1,129 +1,162 @@
-"""Bounds of a graph's output, or of linear forms over it, in one call: the front door of this package.
+"""Bounds of a graph's output, of any node, or of linear forms over them, in one call: the front door of this package.
 
-A method is a frozen value that carries its own options. The rows of a specification become one more node of the
-graph, so every method bounds an output, a margin or any other form in the same way.
+A method is a frozen value that carries its own options: it says how the intervals of inner nodes are tightened, and how
+lower bounds of the wanted rows are found once they are. Rows are coefficients at the target node; they go into the
+walk as they are. Upper bounds are lower bounds of the negated rows.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bounds.ascent import optimised
+from bounds import plan as plans
 from bounds.backward import State
 from bounds.box import Box
-from bounds.graph import Const, Constant, Graph, Node
-from bounds.layouts import Selection
-from bounds.ops.gemm import Gemm
-from bounds.ops.shaping import Reshape
-from bounds.plan import Plan, prepare
-from bounds.propagate import Tighten, crown, propagate
+from bounds.graph import Graph
+from bounds.layouts import flat
+from bounds.methods import Alpha, Crown, Forward, Interval, Lines, Method, Target
+from bounds.ops.base import DomainError
+from bounds.plan import Plan
+from bounds.propagate import propagate
 from bounds.rounding import Rounding, plain_products
+
+__all__ = [
+    "Alpha", "Bounds", "Crown", "DomainError", "Forward", "Interval", "Lines", "Method", "Prepared", "compute_bounds",
+    "margins", "prepare",
+]  # fmt: skip
 
 Semantics = Literal["real"]
 """What a bound may hold for: ``real``, the stored weights as exact numbers in real arithmetic."""
 
-
-class Method(ABC):
-    """How intervals are tightened: ``Interval``, ``Crown`` or ``Alpha``."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def tighten(self, plan: Plan) -> Tighten | None:
-        """What tightens single elements of a node in this plan; None where nothing does."""
+_SEMANTICS = ("real", None)
 
 
-@dataclass(frozen=True, slots=True)
-class Interval(Method):
-    """Interval propagation alone: one forward pass, cheap and loose."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A graph made ready for bounding under one semantics, on one device: for many calls of ``compute_bounds``."""
 
-    def tighten(self, plan: Plan) -> Tighten | None:
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class Crown(Method):
-    """Backward linear bounds of every unstable neuron and of the output (Zhang et al., CROWN, NeurIPS 2018)."""
-
-    def tighten(self, plan: Plan) -> Tighten | None:
-        return crown
-
-
-@dataclass(frozen=True, slots=True)
-class Alpha(Method):
-    """As ``Crown``, with ``steps`` ascent steps on the lower slopes of ReLUs for each neuron and each output by itself
-    (Xu et al., alpha-CROWN, ICLR 2021). ``ValueError`` for fewer than one step."""
-
-    steps: int = 20
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"Alpha takes at least one step, not {self.steps}: Crown() takes none")
-
-    def tighten(self, plan: Plan) -> Tighten | None:
-        search = plan if plan.rounding is None else prepare(plan.graph, torch.float32, plan.device)
-        return optimised(search, self.steps)
+    graph: Graph
+    plan: Plan
+    semantics: Semantics | None
+    search: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bounds:
-    """``lower <= f(x) <= upper`` elementwise for every x in the box, where f is the output or the rows over it.
+    """``lower <= f(x) <= upper`` elementwise for every x in the box, where f is the target or the rows over it.
 
-    ``lower, upper`` are ``[N, *output shape]``, with rows ``[N, R]``. ``semantics`` says what this holds for:
+    ``lower, upper`` are ``[N, *target shape]``, with rows ``[N, R]``. ``semantics`` says what this holds for:
     ``"real"`` (proven, all rounding included) or None (computed without error terms: no claim). An end that is not
-    finite carries no information. ``intervals`` are those of all nodes that depend on the input, by id.
+    finite carries no information. ``intervals`` are those of all nodes that the target depends on, by id. ``slopes``
+    are the free parameters that the method has found (empty for methods without any): a start for ``Alpha``.
+    ``target`` and ``method`` say what was bounded and how.
     """
 
     lower: Tensor
     upper: Tensor
     semantics: Semantics | None
     intervals: Mapping[int, tuple[Tensor, Tensor]]
+    slopes: Mapping[int, Tensor]
+    target: Target
+    method: Method
 
     def at(self, node: int) -> tuple[Tensor, Tensor]:
         """``(lower, upper)``, each ``[N, *shape]``, of one node of the graph, under the same semantics.
 
-        ``KeyError`` for a node that does not depend on the input.
+        Those of nodes named in ``keep`` are tightened from both sides, like the target's own; elsewhere only what a
+        nonlinear operator gains from. ``KeyError`` for a node that the target does not depend on.
         """
         return self.intervals[node]
 
+    @property
+    def lines(self) -> Lines:
+        """Affine functions of the input below and above f on each box, from one more walk (``Lines``)."""
+        with _arithmetic(self.semantics, differentiable=self.lower.requires_grad):
+            return self.method.lines(self.target)
 
-def compute_bounds(
+
+def prepare(
     graph: Graph,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    semantics: Semantics | None = "real",
+) -> Prepared:
+    """Do once what does not depend on the boxes; ``compute_bounds`` takes the result in place of the graph.
+
+    ``dtype`` is that of computations without a claim (``semantics=None``, and the search of ``Alpha``); proven bounds
+    are computed in float64. ``ValueError`` for a graph without exactly one input and one output that depends on it,
+    and for a constant that is not finite (it names the node).
+    """
+    prepared = _prepare(graph, dtype, torch.device(device), semantics)
+    if semantics is None:
+        return prepared
+    return replace(prepared, search=plans.prepare(graph, dtype, device))
+
+
+def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
+    graph: Graph | Prepared,
     box: Box,
     method: Method = Crown(),
     *,
     rows: Tensor | None = None,
+    node: int | None = None,
     semantics: Semantics | None = "real",
+    memory: int | None = None,
+    keep: Sequence[int] = (),
 ) -> Bounds:
-    """Bounds of the graph's output over each of N boxes, on the box's device and without gradients.
+    """Bounds of the graph's output over each of N boxes, on the box's device.
 
-    ``box`` ``[N, *input shape]`` in float32 or float64; its ends are taken as exact numbers. With ``rows``
-    ``[R, *output shape]`` (exact numbers too) the forms ``sum rows[r] * output`` are bounded in place of the output.
+    ``box`` ``[N, *input shape]`` in float32 or float64; its ends are taken as exact numbers. ``node`` (an id) bounds
+    that node in place of the output. With ``rows`` ``[R, *shape]`` (exact numbers too) the forms ``sum rows[r] *
+    output`` are bounded in place of the output. ``keep`` names further nodes whose bounds are wanted as tight as the
+    output's. ``memory`` limits the bytes that coefficient rows take at once; it changes the time, not the result.
 
     Guarantees ``lower <= f(x) <= upper`` for every x in the box; with ``semantics="real"`` (computed in float64 with
-    error terms) in exact real arithmetic over the stored weights, with None (computed in the box's dtype) up to
-    rounding. ``ValueError`` for shapes that do not fit, an empty box, another dtype, rows that are not finite, and a
-    graph that has not exactly one input and one output that depends on it.
+    error terms) in exact real arithmetic over the stored weights, with None (computed in the box's dtype, or the
+    prepared one) up to rounding. With None the bounds are differentiable in the box and the graph's constants.
+
+    ``ValueError`` for shapes that do not fit, an empty box, another dtype, rows that are not finite, an unknown method
+    or semantics, and a graph that has not exactly one input and one output that depends on it; ``DomainError`` where
+    a box reaches points at which an operator has no value (it names the node).
     """
-    _check(graph, box)
-    target = graph if rows is None else _with_rows(graph, rows)
-    dtype = box.lower.dtype if semantics is None else torch.float64
-    rounding = None if semantics is None else Rounding.of(dtype)
-    with torch.no_grad(), nullcontext() if semantics is None else plain_products():
-        plan = prepare(target, dtype, box.lower.device, rounding)
-        tighten = method.tighten(plan)
-        state, crossed = propagate(plan, box.to(dtype), tighten=tighten)
-        if semantics is not None and bool(crossed.any()):
-            raise RuntimeError("proven bounds cross each other: this is a fault of the bounds, not of the graph")
-        lower, upper = _outputs(plan, state, tighten)
-    return Bounds(lower, upper, semantics, {i: ends for i, ends in state.bounds.items() if i < len(graph.nodes)})
+    _check_options(method, semantics)
+    differentiable = semantics is None and torch.is_grad_enabled()
+    with _arithmetic(semantics, differentiable):
+        ready = graph if isinstance(graph, Prepared) else None
+        if ready is None:
+            assert isinstance(graph, Graph)
+            wanted = graph if node is None else replace(graph, outputs=(_existing(graph, node),))
+            ready = _prepare(wanted, box.lower.dtype, box.lower.device, semantics)
+        elif ready.semantics != semantics:
+            raise ValueError(f"the graph was prepared for semantics={ready.semantics!r}, not {semantics!r}")
+        place = ready.plan.output if node is None else _existing(ready.graph, node)
+        _check_box(ready, box)
+        plan = ready.plan.restricted((place, *(_existing(ready.graph, k) for k in keep)), place)
+        if memory is not None:
+            plan = replace(plan, memory=memory)
+        forms = None if rows is None else _check_rows(plan, rows)
+        state, crossed = propagate(
+            plan,
+            box.to(plan.dtype),
+            tighten=method.tighten(plan, ready.search),
+            variables=method.variables(box),
+        )
+        _check_result(plan, state, crossed, semantics)
+        intervals = dict(state.bounds)
+        for kept in keep:
+            state = replace(state, bounds=intervals)
+            intervals[kept] = method.bound(Target(plan, ready.search, state, kept, None)).ends
+        target = Target(plan, ready.search, replace(state, bounds=intervals), place, forms)
+        found = method.bound(target)
+        if rows is None:
+            intervals[place] = found.ends
+    return Bounds(*found.ends, semantics, intervals, found.slopes, target, method)
 
 
 def margins(graph: Graph, label: int) -> Tensor:
@@ -132,8 +165,10 @@ def margins(graph: Graph, label: int) -> Tensor:
     The C classes are the elements of the output in order. Where every lower bound is positive, the graph has the class
     ``label`` everywhere in the box. ``ValueError`` for a label that the output does not have.
     """
-    shape = _output(graph).shape
-    classes = _elements(shape)
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise ValueError(f"bounds need one input and one output, not {len(graph.inputs)} and {len(graph.outputs)}")
+    shape = graph.nodes[graph.outputs[0]].shape
+    classes = int(torch.Size(shape).numel())
     if not 0 <= label < classes:
         raise ValueError(f"label {label}: the output has {classes} elements, 0 to {classes - 1}")
     rows = -torch.eye(classes, dtype=torch.float64)
@@ -141,58 +176,88 @@ def margins(graph: Graph, label: int) -> Tensor:
     return torch.cat([rows[:label], rows[label + 1 :]]).reshape(-1, *shape)
 
 
-def _output(graph: Graph) -> Node:
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        raise ValueError(f"bounds need one input and one output, not {len(graph.inputs)} and {len(graph.outputs)}")
-    return graph.nodes[graph.outputs[0]]
+@contextmanager
+def _arithmetic(semantics: Semantics | None, differentiable: bool) -> Iterator[None]:
+    """Plain products where a claim is made, gradients where they are wanted."""
+    with nullcontext() if differentiable else torch.no_grad(), nullcontext() if semantics is None else plain_products():
+        yield
 
 
-def _elements(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
+def _prepare(graph: Graph, dtype: torch.dtype, device: torch.device, semantics: Semantics | None) -> Prepared:
+    for index, constant in graph.constants.items():
+        value = constant.value
+        if value.is_floating_point() and not bool(torch.isfinite(value.sum())) and not bool(value.isfinite().all()):
+            raise ValueError(f"{_called(graph, index)} is a constant with NaN or infinity")
+    if semantics is None:
+        return Prepared(graph, plans.prepare(graph, dtype, device), None)
+    return Prepared(graph, plans.prepare(graph, torch.float64, device, Rounding.of(torch.float64)), semantics)
 
 
-def _check(graph: Graph, box: Box) -> None:
+def _called(graph: Graph, index: int) -> str:
+    node = graph.nodes[index]
+    return f"node {index} ({type(node.op).__name__}{f', {node.name!r}' if node.name else ''})"
+
+
+def _check_options(method: Method, semantics: Semantics | None) -> None:
+    if not isinstance(method, Method):
+        raise ValueError(f"method {method!r}: the known ones are Interval(), Forward(), Crown(), Alpha(steps=20)")
+    if semantics not in _SEMANTICS:
+        raise ValueError(f"semantics {semantics!r}: the known ones are {', '.join(map(repr, _SEMANTICS))}")
+
+
+def _existing(graph: Graph, node: int) -> int:
+    if not 0 <= node < len(graph.nodes):
+        raise ValueError(f"node {node}: the graph has nodes 0 to {len(graph.nodes) - 1}")
+    if not graph.variable[node]:
+        raise ValueError(
+            f"{_called(graph, node)} does not depend on the input: it is a constant, which needs no bounds"
+        )
+    return node
+
+
+def _check_box(ready: Prepared, box: Box) -> None:
     """Raise ``ValueError`` where graph and box do not fit together."""
-    if not graph.variable[_output(graph).id]:
-        raise ValueError("the output does not depend on the input: evaluate the graph instead")
-    wanted, given = graph.nodes[graph.inputs[0]].shape, tuple(box.lower.shape)
+    plan = ready.plan
+    wanted, given = plan.graph.nodes[plan.input].shape, tuple(box.lower.shape)
     if given[1:] != wanted:
         raise ValueError(f"boxes of shape {given} for an input of shape {wanted}: expected (N, {str(wanted)[1:]}")
     if box.lower.dtype not in (torch.float32, torch.float64) or box.upper.dtype != box.lower.dtype:
         raise ValueError(f"a box of {box.lower.dtype} and {box.upper.dtype}: both ends must be float32 or float64")
-    empty = box.empty().nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"box {empty[0]} is empty (lower > upper), and {len(empty) - 1} more")
+    if box.lower.device.type != plan.device.type:
+        raise ValueError(f"a box on {box.lower.device}, and a graph prepared on {plan.device}")
+    empty = box.empty()
+    if bool(empty.any()):
+        found = empty.nonzero().flatten().tolist()
+        raise ValueError(f"box {found[0]} is empty (lower > upper), and {len(found) - 1} more")
 
 
-def _with_rows(graph: Graph, rows: Tensor) -> Graph:
-    """The graph with ``rows`` as one more affine node behind its output (ids stay as they are)."""
-    output = _output(graph)
-    if tuple(rows.shape[1:]) != output.shape or not rows.shape[:1].numel():
-        raise ValueError(f"rows of shape {tuple(rows.shape)} for an output of shape {output.shape}: R goes in front")
+def _check_rows(plan: Plan, rows: Tensor) -> Tensor:
+    """The rows in the plan's dtype."""
+    shape = plan.graph.nodes[plan.output].shape
+    if tuple(rows.shape[1:]) != shape or not rows.shape[:1].numel():
+        raise ValueError(f"rows of shape {tuple(rows.shape)} for an output of shape {shape}: R goes in front")
     if not bool(torch.isfinite(rows).all()):
         raise ValueError("rows contain NaN or infinity")
-    first, flat = len(graph.nodes), _elements(output.shape)
-    weights = rows.detach().to(torch.float64).reshape(rows.shape[0], flat).T.contiguous()
-    added = (
-        Node(first, Const(), (), (flat, rows.shape[0]), "rows"),
-        Node(first + 1, Reshape((flat,)), (output.id,), (flat,), "flat output"),
-        Node(first + 2, Gemm(), (first + 1, first), (rows.shape[0],), "forms"),
-    )
-    constants = {**graph.constants, first: Constant(weights)}
-    return replace(graph, nodes=(*graph.nodes, *added), outputs=(first + 2,), constants=constants)
+    return rows.detach().to(device=plan.device, dtype=plan.dtype)
 
 
-def _outputs(plan: Plan, state: State, tighten: Tighten | None) -> tuple[Tensor, Tensor]:
-    """The output's interval, with both sides of every element tightened."""
-    low, high = state.bounds[plan.output]
-    if tighten is None:
-        return low, high
-    shape, boxes = plan.graph.nodes[plan.output].shape, state.box.size
-    places = torch.arange(_elements(shape), device=plan.device).repeat_interleave(2).repeat(boxes)
-    sign = torch.tensor([1.0, -1.0], dtype=plan.dtype, device=plan.device).repeat(places.shape[0] // 2)
-    owner = torch.arange(boxes, device=plan.device).repeat_interleave(places.shape[0] // boxes)
-    found = tighten(plan, state, plan.output, Selection(places, sign, shape), owner).reshape(boxes, *shape, 2)
-    low, high = torch.maximum(low, found[..., 0]), torch.minimum(high, -found[..., 1])
-    # Without error terms two bounds of one number may cross by rounding.
-    return torch.minimum(low, high), torch.maximum(low, high)
+def _check_result(plan: Plan, state: State, crossed: Tensor, semantics: Semantics | None) -> None:
+    """Raise where an operator has no value somewhere, and where proven bounds cross."""
+    for index in sorted(plan.relaxed):
+        node = plan.graph.nodes[index]
+        operands = [
+            state.bounds[i] if c is None else (c, c) for i, c in zip(node.inputs, plan.operands[index], strict=True)
+        ]
+        outside = node.op.outside(operands)
+        if outside is not None and bool(outside.any()):
+            first = int(flat(outside).any(1).nonzero()[0])
+            ends = "; ".join(
+                f"{float(low[k].min()):.6g} to {float(high[k].max()):.6g}"
+                for low, high, k in ((*o, min(first, o[0].shape[0] - 1)) for o in operands)
+            )
+            raise DomainError(
+                f"{_called(plan.graph, index)} has no value on part of box {first}: its operands reach {ends}; "
+                "bounds need a smaller box, or a network without it"
+            )
+    if semantics is not None and bool(crossed.any()):
+        raise RuntimeError("proven bounds cross each other: this is a fault of the bounds, not of the graph")

@@ -65,6 +65,42 @@ class Functions:
             low, high = rounding.down(low - slack), rounding.up(high + slack)
         return finite_or_infinite(low, high)
 
+    def over_rows(self, rows: Tensor, rounding: Rounding | None) -> Functions:
+        """Of the forms ``rows . node`` for rows ``[R, *shape]`` (exact numbers): ``[N, k + 1, R]`` each."""
+        weights = rows.unsqueeze(-1).flatten(1)
+        middle, distance = (v.unsqueeze(-1).flatten(2) for v in (self.middle, self.distance))
+        found = Functions(middle @ weights.T, distance @ weights.abs().T)
+        if rounding is not None:
+            count, size = weights.shape[1], self.size().unsqueeze(-1).flatten(1) @ weights.abs().T
+            lost = rounding.affine(2 * count, size) * 2 + self.middle.shape[1] * (count * 16 * rounding.tiny)
+            found.distance[:, -1] += rounding.up(lost)
+        return found
+
+    def lines(self, box: Box, chosen: Tensor, rounding: Rounding | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The two functions in the inputs themselves: lower rows ``[N, *shape, *input shape]``, lower bias
+        ``[N, *shape]``, and the same of the upper one; valid in exact arithmetic where there is a rounding model."""
+        inputs = box.lower.shape[1:]
+        low, high = box.lower.flatten(1)[:, chosen], box.upper.flatten(1)[:, chosen]
+        centre = (low + high) / 2
+        radius = torch.maximum(high - centre, centre - low)
+        radius = radius if rounding is None else rounding.up(radius)
+        result = []
+        for sign in (-1, 1):
+            ends = self.middle + sign * self.distance
+            steps = ends[:, :-1].movedim(1, -1)
+            shape = (centre.shape[0], *[1] * (steps.ndim - 2), -1)
+            slopes = torch.where(radius.reshape(shape) > 0, steps / radius.reshape(shape), 0.0)
+            moved = slopes * centre.reshape(shape)
+            bias = ends[:, -1] - moved.sum(-1)
+            if rounding is not None:
+                size = ends[:, -1].abs() + self.size() + steps.abs().sum(-1) + moved.abs().sum(-1)
+                slack = rounding.affine(2 * steps.shape[-1] + 8, size) * 2
+                bias = rounding.up(bias + slack) if sign > 0 else rounding.down(bias - slack)
+            rows = slopes.new_zeros((*slopes.shape[:-1], int(inputs.numel())))
+            rows[..., chosen] = slopes
+            result += [rows.reshape(*slopes.shape[:-1], *inputs), bias]
+        return result[0], result[1], result[2], result[3]
+
 
 def over_affine(plan: Plan, node: Node, operands: Sequence[Functions | None]) -> Functions:
     """Functions of an affine node from those of its operands (None: a constant)."""

@@ -8,6 +8,7 @@ maximum over the batch's boxes: one matrix-vector product a step, whatever the o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from bounds.graph import Node
 from bounds.ops.base import Affine, Interval, Nonlinear, Relaxation
 from bounds.plan import Plan
 from bounds.rounding import Rounding
+
+if TYPE_CHECKING:
+    from bounds.backward import State
 
 
 def node_interval(plan: Plan, node: Node, bounds: Mapping[int, Interval]) -> tuple[Interval, Tensor | None]:
@@ -88,6 +92,49 @@ def _only(op: Affine, sizes: list[Tensor], position: int, error: Tensor) -> Tens
     alone = through(error, [torch.zeros_like(s) for s in sizes])
     # What is there without the constant shows that it is a summand of this element, not a factor of it.
     return torch.where(through(torch.zeros_like(error), others) == 0, through(error, others), alone)
+
+
+def rows_interval(plan: Plan, state: State, node: int, rows: Tensor) -> Interval:
+    """Bounds ``[N, R]`` of ``rows . node`` for rows ``[R, *node shape]``: over an affine node with one variable operand
+    from the bounds of that operand (rows and weights are multiplied first), else from its own."""
+    source, bias, error, mass = node, None, None, None
+    variables = [k for k, c in enumerate(plan.operands.get(node, ())) if c is None]
+    if node in plan.affine and len(variables) == 1:
+        op, shape = plan.graph.nodes[node].op, plan.graph.nodes[node].shape
+        assert isinstance(op, Affine)
+        if node in plan.offset:
+            bias = _against(rows, plan.offset[node])
+        if node in state.charges:
+            error = _against(rows.abs(), state.charges[node].reshape(shape))
+            mass = None if bias is None else bias.abs()
+        source = plan.graph.nodes[node].inputs[variables[0]]
+        rows = op.pullback(rows, variables[0], plan.operands[node], plan.graph.nodes[source].shape)
+    low, high = state.bounds[source]
+    flat = rows.unsqueeze(-1).flatten(1)
+    middle, radius = _halves(plan.rounding, low, high)
+    centre, reach = middle.unsqueeze(-1).flatten(1) @ flat.T, radius.unsqueeze(-1).flatten(1) @ flat.abs().T
+    if bias is not None:
+        centre = centre + bias
+    if plan.rounding is not None:
+        sizes = torch.maximum(low.abs(), high.abs()).unsqueeze(-1).flatten(1) @ flat.abs().T
+        slack = plan.rounding.affine(flat.shape[1] + 2, sizes if mass is None else sizes + mass) + state.floor
+        slack = slack if error is None else slack + error * (1 + 2 * plan.rounding.gamma(flat.shape[1] + error.numel()))
+        reach = plan.rounding.up(reach + plan.rounding.up(slack))
+        return finite_or_infinite(plan.rounding.down(centre - reach), plan.rounding.up(centre + reach))
+    return finite_or_infinite(centre - reach, centre + reach)
+
+
+def _against(rows: Tensor, values: Tensor) -> Tensor:
+    """``[R]``: rows times values over the same node."""
+    return rows.unsqueeze(-1).flatten(1) @ values.flatten()
+
+
+def _halves(rounding: Rounding | None, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Middle, and a radius that reaches both ends from it."""
+    middle = (low + high) / 2
+    if rounding is None:
+        return middle, (high - low) / 2
+    return middle, rounding.up(torch.maximum(high - middle, middle - low))
 
 
 def size(interval: Interval) -> Tensor:

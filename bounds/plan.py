@@ -8,8 +8,8 @@ of its operands (see ``charge`` in ``interval.py``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class Plan:
     places as ``operands``), absent where all are exact. ``affine``: variable nodes that are affine in their variable
     operands; ``relaxed``: the other variable nodes; ``watched``: nodes whose bounds a relaxed node reads;
     ``direct``: watched nodes whose interval bounds cannot be improved by backward bounds (one mixing step above the
-    input at most).
+    input at most). ``memory``: bytes that coefficient rows may take at once (None: a usual amount).
     """
 
     graph: Graph
@@ -43,6 +43,7 @@ class Plan:
     watched: tuple[int, ...]
     direct: frozenset[int]
     consumers: Mapping[int, tuple[int, ...]]
+    memory: int | None = None
 
     @property
     def input(self) -> int:
@@ -53,6 +54,28 @@ class Plan:
     def output(self) -> int:
         """Id of the output node."""
         return self.graph.outputs[0]
+
+    def restricted(self, nodes: Collection[int], output: int) -> Plan:
+        """The plan of what these nodes depend on alone, with ``output`` as the output; ids stay as they are."""
+        if output == self.output and set(nodes) == {output}:
+            return self
+        needed, stack = set[int](), list(nodes)
+        while stack:
+            index = stack.pop()
+            if index not in needed:
+                needed.add(index)
+                stack.extend(self.graph.nodes[index].inputs)
+        relaxed = self.relaxed & needed
+        watched = {i for r in relaxed for i in self.graph.nodes[r].inputs} & set(self.watched)
+        return replace(
+            self,
+            graph=replace(self.graph, outputs=(output,)),
+            operands={i: o for i, o in self.operands.items() if i in needed},
+            affine=self.affine & needed,
+            relaxed=relaxed,
+            watched=tuple(sorted(watched)),
+            consumers={i: tuple(c for c in users if c in needed) for i, users in self.consumers.items() if i in needed},
+        )
 
     def accumulation(self, node: Node) -> int:
         """``op.accumulation`` of an affine node."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ def propagate(
         _measure(draft, node.id)
         if plan.rounding is not None:
             draft.floor = draft.floor + _underflow(draft, node)
-    return draft.state(), draft.crossed
+    return replace(draft.state(), functions=draft.functions or {}), draft.crossed
 
 
 def _push(draft: _Draft, node: Node, functions: dict[int, Functions]) -> None:

@@ -1,0 +1,71 @@
+"""A graph as a torch module of plain layers, for tools that trace modules.
+
+The model's own leading dimension (1 in every network here) becomes the batch dimension. Layers are written with the
+functions that a hand-written module would use, so that a tool recognises them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bounds.graph import Graph, Node
+from bounds.ops.arithmetic import Add, Div, Mul, Neg, Sub
+from bounds.ops.conv import Conv
+from bounds.ops.gemm import Gemm, MatMul
+from bounds.ops.relu import Relu
+from bounds.ops.shaping import Reshape, Transpose
+from bounds.ops.sshape import Sigmoid, Tanh
+
+
+class Module(nn.Module):
+    """``graph.evaluate`` for inputs ``[N, ...]`` where the model's leading dimension of 1 is replaced by N."""
+
+    def __init__(self, graph: Graph, dtype: torch.dtype) -> None:
+        super().__init__()
+        if any(n.shape[:1] != (1,) for n in graph.nodes if graph.variable[n.id]):
+            raise ValueError("a node without a leading dimension of 1")
+        self.graph = graph
+        for index, constant in graph.constants.items():
+            value = constant.value
+            self.register_buffer(f"c{index}", value.to(dtype) if value.is_floating_point() else value)
+        for node in graph.nodes:  # as a layer holds it
+            if isinstance(node.op, Gemm):
+                self.register_buffer(f"w{node.id}", self._constant(node.inputs[1]).T.contiguous())
+
+    def _constant(self, index: int) -> Tensor:
+        return getattr(self, f"c{index}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = {self.graph.inputs[0]: x}
+        for node in self.graph.nodes:
+            if node.id in self.graph.constants:
+                values[node.id] = self._constant(node.id)
+            elif node.id not in values:
+                values[node.id] = self._layer(node, [values[i] for i in node.inputs])
+        return values[self.graph.outputs[0]]
+
+    def _layer(self, node: Node, operands: list[Tensor]) -> Tensor:
+        op, (x, *rest) = node.op, operands
+        if isinstance(op, Gemm):
+            return functional.linear(x, getattr(self, f"w{node.id}"), rest[1] if len(rest) > 1 else None)
+        if isinstance(op, Conv):
+            half = len(op.strides)
+            if op.pads[:half] != op.pads[half:]:
+                raise ValueError("a convolution with different padding at its ends")
+            convolve = functional.conv1d if half == 1 else functional.conv2d
+            bias = rest[1] if len(rest) > 1 else None
+            return convolve(x, rest[0], bias, op.strides, op.pads[:half], op.dilations, op.groups)
+        if isinstance(op, Reshape):
+            return x.reshape(-1, *node.shape[1:])
+        return _simple(node, operands)
+
+
+def _simple(node: Node, operands: list[Tensor]) -> Tensor:
+    op = node.op
+    if isinstance(op, Transpose):
+        return operands[0].permute(op.perm)
+    if isinstance(op, Relu | Sigmoid | Tanh | Add | Sub | Mul | Div | Neg | MatMul):
+        return op.forward(*operands)
+    raise ValueError(f"{type(op).__name__} is not translated")

@@ -1,0 +1,87 @@
+"""One tool on one network in a process of its own, so that its memory can be measured.
+
+Requests come as JSON lines on stdin, answers go to stdout. The first line names the case and the tool; each further
+one asks for one call, and is answered by its seconds, the memory that it needed above what was there before, the sum
+of the lower bounds and how many margins it proves (of the first box).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.bounding import tools
+from benchmarks.bounding.case import Case, load
+from bounds.box import Box
+
+MEGABYTE = 1 << 20
+
+
+class Memory:
+    """Peak memory of one call in MB: of the card where there is one, else the process's resident set (Linux)."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        if device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated() / MEGABYTE
+            return
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        self.before = _resident("VmRSS")
+
+    def peak(self) -> float:
+        """What was added at the peak."""
+        after = _resident("VmHWM") if self.device == "cpu" else torch.cuda.max_memory_allocated() / MEGABYTE
+        return after - self.before
+
+
+def _resident(entry: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(entry + ":"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def call(tool: tools.Tool, case: Case, device: str, request: dict[str, Any]) -> dict[str, Any]:
+    """One measured call."""
+    boxes = case.boxes(request["batch"])
+    dtype = torch.float64 if getattr(tool, "semantics", None) else torch.float32
+    boxes = Box(boxes.lower.to(device, dtype), boxes.upper.to(device, dtype))
+    memory = Memory(device)
+    start = time.perf_counter()
+    lower = tool.lower(boxes, request["method"], request["steps"])
+    first = lower[0].cpu()  # waits for the card
+    seconds = time.perf_counter() - start
+    peak = memory.peak()
+    margins = first.double() - case.limits
+    return {"seconds": seconds, "peak": peak, "sum": float(margins.sum()), "proven": int((margins > 0).sum())}
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # libraries print
+    setup = json.loads(sys.stdin.readline())
+    torch.set_num_threads(setup["threads"])
+    tool: tools.Tool | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if tool is None:
+                case = load(Path(setup["folder"]), setup["benchmark"], setup["part"])
+                tool = tools.make(setup["tool"], case, setup["device"])
+            answer = call(tool, case, setup["device"], request)
+        except Exception as error:  # noqa: BLE001 - what another tool raises is the result here
+            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
