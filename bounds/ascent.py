@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bounds.backward import LinearBounds, State
-from bounds.box import Box
+from bounds.concretize import minimiser
 from bounds.dual import Dual, Multipliers, Objective, by_rows, evaluate, initial, recast, with_slopes
 from bounds.layouts import Selection
 from bounds.ops.base import Nonlinear
@@ -53,7 +53,7 @@ def ascend(dual: Dual, start: Multipliers, steps: int, rate: float = 0.1) -> Asc
     best: Ascended | None = None
     for step in range(steps + 1):
         lines, bound = evaluate(dual, current)
-        corner = minimiser(lines, dual.state.box)
+        corner = minimiser(lines, dual.state.box, dual.state.ball)
         best = _better(best, Ascended(bound, current.copy(), corner, lines.trace))
         if step == steps or bool((best.bound > 0).all()):
             break
@@ -61,11 +61,6 @@ def ascend(dual: Dual, start: Multipliers, steps: int, rate: float = 0.1) -> Asc
         _adam(variables, gradients, moments, rate * 0.97**step, len(current.slopes), step)
     assert best is not None
     return best
-
-
-def minimiser(lines: LinearBounds, box: Box) -> Tensor:
-    """The corner of each row's box where its line is least, ``[R, *input shape]``."""
-    return torch.where(lines.rows > 0, box.lower, box.upper)
 
 
 def _better(best: Ascended | None, new: Ascended) -> Ascended:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bounds.backward import LinearBounds, Split, State, backward, concretize
+from bounds.backward import LinearBounds, Split, State, backward
 from bounds.box import Box
+from bounds.concretize import concretize
 from bounds.layouts import Owner
 from bounds.ops.base import Line, Relaxation
 from bounds.ops.relu import Relu
@@ -99,7 +100,7 @@ def evaluate(dual: Dual, multipliers: Multipliers) -> tuple[LinearBounds, Tensor
         splits={node: Split(multipliers.betas[node] * sign) for node, sign in dual.signs.items()},
     )
     lines = backward(plan, state, target, rows, Owner(None, rows.shape[0], 1), trace=True)
-    bound = concretize(plan, lines, state.box) - rhs
+    bound = concretize(plan, lines, state.box, state.ball) - rhs
     if plan.rounding is not None:
         literals = objective.rhs.shape[1]
         size = (objective.weights * objective.rhs.abs()).sum(1)
@@ -133,7 +134,8 @@ def by_rows(state: State, owner: Tensor | None) -> State:
 
     relaxations = {node: Relaxation((line(r.lower[0]),), (line(r.upper[0]),)) for node, r in state.relaxations.items()}
     box = Box(take(state.box.lower), take(state.box.upper))
-    return replace(state, box=box, relaxations=relaxations)
+    ball = None if state.ball is None else state.ball.take(owner)
+    return replace(state, box=box, relaxations=relaxations, ball=ball)
 
 
 def with_slopes(state: State, slopes: Mapping[int, Tensor]) -> State:
@@ -160,4 +162,5 @@ def recast(plan: Plan, state: State) -> State:
     relaxations: dict[int, Relaxation] = {}
     for node in state.relaxations:
         relax(plan, bounds, plan.graph.nodes[node], relaxations, {})
-    return State(state.box.to(plan.dtype), bounds, relaxations, {}, {}, state.floor.to(plan.dtype))
+    ball = None if state.ball is None else state.ball.to(plan.dtype)
+    return State(state.box.to(plan.dtype), bounds, relaxations, {}, {}, state.floor.to(plan.dtype), ball=ball)

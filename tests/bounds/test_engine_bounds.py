@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from bounds.ascent import optimised
-from bounds.backward import LinearBounds, State, backward, concretize
+from bounds.backward import LinearBounds, State, backward
 from bounds.box import Box
+from bounds.concretize import concretize
 from bounds.graph import Builder, Graph
 from bounds.layouts import Owner
 from bounds.ops.arithmetic import Add

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import bounds.propagate
-from bounds.backward import State, backward, concretize
+from bounds.backward import State, backward
 from bounds.box import Box
+from bounds.concretize import concretize
 from bounds.graph import Graph
 from bounds.layouts import Owner, Selection
 from bounds.plan import Plan, prepare

@@ -20,8 +20,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bounds.backward import LinearBounds, backward, concretize
+from bounds.backward import LinearBounds, backward
 from bounds.box import Box
+from bounds.concretize import concretize
 from bounds.layouts import Owner
 from bounds.ops.base import Interval
 from bounds.plan import Plan

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from bounds.ascent import optimised
-from bounds.backward import backward, concretize
+from bounds.backward import backward
 from bounds.box import Box
+from bounds.concretize import concretize
 from bounds.layouts import Owner
 from bounds.plan import Plan
 from bounds.propagate import crown, propagate
