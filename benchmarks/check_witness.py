@@ -23,11 +23,7 @@ import onnxruntime
 
 TOKEN = re.compile(r";[^\n]*|[()]|[^\s();]+")
 COMPARE = {
-    "<=": Fraction.__le__,
-    ">=": Fraction.__ge__,
-    "<": Fraction.__lt__,
-    ">": Fraction.__gt__,
-    "=": Fraction.__eq__,
+    "<=": Fraction.__le__, ">=": Fraction.__ge__, "<": Fraction.__lt__, ">": Fraction.__gt__, "=": Fraction.__eq__,
 }
 
 
@@ -87,11 +83,8 @@ def failures(text: str, values: dict[str, Fraction], dtype: type) -> tuple[int, 
                 result = all(rest) if head == "and" else any(rest)
             elif head in ("+", "-", "*"):
                 terms = [values[t] if isinstance(t, str) else t for t in rest]
-                result = (
-                    {"+": sum, "*": prod}[head](terms)
-                    if head != "-"
-                    else (terms[0] - sum(terms[1:]) if len(terms) > 1 else -terms[0])
-                )
+                result = {"+": sum, "*": prod}[head](terms) if head != "-" else (
+                    terms[0] - sum(terms[1:]) if len(terms) > 1 else -terms[0])
             elif head == "assert":
                 failed += not rest[0]
             if result is not None:

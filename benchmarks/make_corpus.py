@@ -45,7 +45,9 @@ def extreme(sketch: Sketch, box: Box, output: int, sign: int) -> Fraction:
     """The exact largest (sign 1) or smallest (sign -1) value of an output over a box."""
     start = box_piece(tuple(map(Fraction, box[0])), tuple(map(Fraction, box[1])))
     assert start is not None
-    return sign * max(sign * piece.forms[output].at(c) for piece in pieces(sketch.layers, start) for c in piece.corners)
+    return sign * max(
+        sign * piece.forms[output].at(c) for piece in pieces(sketch.layers, start) for c in piece.corners
+    )
 
 
 def number(value: Fraction) -> str:
@@ -220,7 +222,6 @@ def confirm(instance: Instance, model: bytes, wanted: str) -> None:
 
 def holds(clause: tuple[Literal, ...], x: np.ndarray, y: list[Fraction]) -> bool:
     """Whether numbers meet a clause."""
-
     def value(text: str) -> Fraction:
         if text.startswith("(- "):
             left, right = text[3:-1].split()

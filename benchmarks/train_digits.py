@@ -39,11 +39,7 @@ def data() -> tuple[Tensor, Tensor]:
 def train(images: Tensor, labels: Tensor) -> nn.Sequential:
     """Fit the network on images with noise, in full batches."""
     net = nn.Sequential(
-        nn.Conv2d(1, 8, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(128, 32),
-        nn.ReLU(),
+        nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 32), nn.ReLU(),
         nn.Linear(32, 10),
     )
     optimiser = torch.optim.Adam(net.parameters(), lr=0.01, weight_decay=1e-3)
@@ -60,12 +56,7 @@ def write_network(net: nn.Sequential, path: Path) -> None:
     weights = {key.replace(".", "_"): value.detach().numpy() for key, value in net.state_dict().items()}
     nodes = [
         helper.make_node(
-            "Conv",
-            ["image", "0_weight", "0_bias"],
-            ["conv"],
-            name="conv",
-            kernel_shape=[3, 3],
-            strides=[2, 2],
+            "Conv", ["image", "0_weight", "0_bias"], ["conv"], name="conv", kernel_shape=[3, 3], strides=[2, 2],
             pads=[1, 1, 1, 1],
         ),
         helper.make_node("Relu", ["conv"], ["features"], name="relu_0"),
@@ -75,8 +66,7 @@ def write_network(net: nn.Sequential, path: Path) -> None:
         helper.make_node("Gemm", ["active", "5_weight", "5_bias"], ["scores"], name="gemm_1", transB=1),
     ]
     graph = helper.make_graph(
-        nodes,
-        "digits",
+        nodes, "digits",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 8, 8])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 10])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
@@ -123,7 +113,7 @@ def attacked(net: nn.Sequential, image: Tensor, label: int, epsilon: float) -> T
         margin = scores[:, label] - others.max(1).values
         if bool((margin < -0.01).any()):
             return points.detach()[margin.argmin()].unsqueeze(0)
-        (gradient,) = torch.autograd.grad(margin.sum(), points)
+        gradient, = torch.autograd.grad(margin.sum(), points)
         points = (points.detach() - epsilon / 8 * gradient.sign()).clamp(lower, upper)
     return None
 
@@ -164,13 +154,11 @@ def main() -> None:
 
     chosen: dict[str, tuple[int, Decimal, str]] = {}
     for i in torch.nonzero(right).flatten().tolist():
-        image, label = tests[i : i + 1], int(truth[i])
+        image, label = tests[i:i + 1], int(truth[i])
         if "robust" not in chosen and proven_margin(net, image, label, float(ROBUST)) > 0.01:
             chosen["robust"] = (i, ROBUST, "unsat")
-        elif (
-            "close" not in chosen
-            and proven_margin(net, image, label, float(CLOSE)) < 0
-            and (attacked(net, image, label, float(CLOSE) * 1.25) is None)
+        elif "close" not in chosen and proven_margin(net, image, label, float(CLOSE)) < 0 and (
+            attacked(net, image, label, float(CLOSE) * 1.25) is None
         ):
             chosen["close"] = (i, CLOSE, "")
         elif "fragile" not in chosen:
@@ -182,7 +170,7 @@ def main() -> None:
     rows = []
     for name in ("robust", "close", "fragile"):
         i, epsilon, verdict = chosen[name]
-        write_property(tests[i : i + 1], int(truth[i]), epsilon, out / f"{name}.vnnlib")
+        write_property(tests[i:i + 1], int(truth[i]), epsilon, out / f"{name}.vnnlib")
         rows.append(f"digits.onnx,{name}.vnnlib,60" + (f",{verdict}" if verdict else ""))
         print(f"{name}: image {TRAINED_ON + i} (a {int(truth[i])}), epsilon {epsilon}, {verdict or 'open'}")
     (out / "instances.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -55,9 +55,8 @@ class Sketch:
             self.node("MatMul", self.constant(np.array(weight, dtype=float).T))
             self.node("Add", self.constant([float(b) for b in bias]))
         else:
-            self.node(
-                "Gemm", self.constant(np.array(weight, dtype=float)), self.constant([float(b) for b in bias]), transB=1
-            )
+            self.node("Gemm", self.constant(np.array(weight, dtype=float)), self.constant(
+                [float(b) for b in bias]), transB=1)
 
     def kinked(self, op: str) -> None:
         """A piecewise-linear activation."""
@@ -88,13 +87,8 @@ class Sketch:
                 rows.append(tuple(row))
         self.layers.append(Linear(tuple(rows), tuple(bias[c] for c in range(channels) for _ in range(positions))))
         self.node("Reshape", self.constant([1, 1, width], np.int64))
-        self.node(
-            "Conv",
-            self.constant(np.array(kernel, dtype=float)[:, None, :]),
-            self.constant([float(b) for b in bias]),
-            kernel_shape=[2],
-            pads=[1, 1],
-        )
+        self.node("Conv", self.constant(np.array(kernel, dtype=float)[:, None, :]), self.constant(
+            [float(b) for b in bias]), kernel_shape=[2], pads=[1, 1])
         self.width = channels * positions
 
     def pooling(self, channels: int, *, average: bool) -> None:
@@ -129,8 +123,7 @@ class Sketch:
         """The ONNX model: input ``x``, output ``y``."""
         self.nodes[-1].output[0] = "y"
         graph = helper.make_graph(
-            self.nodes,
-            "corpus",
+            self.nodes, "corpus",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, [*self.leading, self.inputs])],
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*self.leading, self.width])],
             [numpy_helper.from_array(v, k) for k, v in self.constants.items()],
@@ -143,7 +136,6 @@ class Sketch:
 
 def dense(op: str, inputs: int, hidden: Sequence[int], outputs: int) -> Callable[[random.Random], Sketch]:
     """Fully connected layers with one activation between them."""
-
     def build(chance: random.Random) -> Sketch:
         sketch = Sketch(chance, inputs, inputs)
         for width in hidden:
@@ -151,7 +143,6 @@ def dense(op: str, inputs: int, hidden: Sequence[int], outputs: int) -> Callable
             sketch.kinked(op)
         sketch.linear(outputs)
         return sketch
-
     return build
 
 
@@ -176,7 +167,6 @@ def symbolic(chance: random.Random) -> Sketch:
 
 def convolved(average: bool) -> Callable[[random.Random], Sketch]:
     """Conv, Relu, pooling, Gemm."""
-
     def build(chance: random.Random) -> Sketch:
         sketch = Sketch(chance, 2, 2)
         sketch.convolution(2)
@@ -184,7 +174,6 @@ def convolved(average: bool) -> Callable[[random.Random], Sketch]:
         sketch.pooling(2, average=average)
         sketch.linear(3)
         return sketch
-
     return build
 
 

@@ -91,7 +91,7 @@ class Instance:
         lines = [f"(declare-const X_{i} Real)" for i in range(self.sketch.inputs)]
         lines += [f"(declare-const Y_{i} Real)" for i in range(self.sketch.width)]
         if len(self.cases) == 1:
-            (case,) = self.cases
+            case, = self.cases
             lines += [f"(assert {bound})" for bound in bounds(case)]
             if len(case.clauses) == 1:
                 lines += [f"(assert {literal.text()})" for literal in case.clauses[0]]
@@ -107,8 +107,7 @@ class Instance:
 def bounds(case: Case) -> list[str]:
     """A box as literals."""
     return [
-        text
-        for i, (low, high) in enumerate(zip(case.lower, case.upper, strict=True))
+        text for i, (low, high) in enumerate(zip(case.lower, case.upper, strict=True))
         for text in (f"(>= X_{i} {low})", f"(<= X_{i} {high})")
     ]
 

@@ -126,15 +126,14 @@ def through(layer: Layer, piece: Piece) -> Iterator[Piece]:
     """The pieces behind one layer."""
     match layer:
         case Linear():
-            yield Piece(
-                piece.corners,
-                tuple(combination(row, piece.forms, bias) for row, bias in zip(layer.weight, layer.bias, strict=True)),
-            )
+            yield Piece(piece.corners, tuple(
+                combination(row, piece.forms, bias) for row, bias in zip(layer.weight, layer.bias, strict=True)
+            ))
         case Kinked():
             yield from neuron_by_neuron(piece, len(piece.forms), lambda p, i: bend(layer, p, i))
         case Largest():
             for split in neuron_by_neuron(piece, len(layer.groups), lambda p, i: largest(layer.groups[i], p)):
-                yield Piece(split.corners, split.forms[len(piece.forms) :])
+                yield Piece(split.corners, split.forms[len(piece.forms):])
         case Residual():
             count = len(piece.forms)
             for inner in carried(layer.layers, piece):
