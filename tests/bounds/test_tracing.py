@@ -1,0 +1,214 @@
+"""Torch modules as graphs: the same values as the module, bounds that hold its outputs, honest errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bounds import Box, Graph, compute_bounds
+from bounds.ops import readers
+from bounds.tracing import TraceError, trace
+
+D = torch.float64
+
+
+class Function(nn.Module):
+    """A function of the input as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Together(nn.Module):
+    """Many layers on one input, their outputs one after the other: one export for all of them."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([layer(x).flatten(1) for layer in self.layers], 1)
+
+
+def traced(module: nn.Module, example: Tensor) -> Graph:
+    """The graph, after its values at random points have been compared with the module's in float64."""
+    graph = trace(module.eval(), example)
+    assert graph.nodes[graph.inputs[0]].shape == tuple(example.shape)
+    points = torch.randn((5, *example.shape), dtype=D, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = graph.evaluate(points)[0]
+        wanted = torch.stack([module.to(D)(x) for x in points])
+    assert torch.allclose(found, wanted, atol=1e-6, rtol=1e-6), (found - wanted).abs().max()
+    return graph
+
+
+def bounded(module: nn.Module, graph: Graph, example: Tensor, radius: float = 0.1) -> None:
+    """Bounds over a box hold the module's outputs at random points of it."""
+    box = Box.around(example.to(D), radius)
+    found = compute_bounds(graph, box)
+    share = torch.rand((50, *example.shape), dtype=D, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        values = torch.stack([module(box.lower[0] + s * (box.upper - box.lower)[0]) for s in share])
+    assert (found.lower[0] <= values.amin(0) + 1e-12).all() and (found.upper[0] + 1e-12 >= values.amax(0)).all()
+    assert torch.isfinite(found.lower).all() and torch.isfinite(found.upper).all()
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """The module with random parameters and statistics, so that nothing is 0 or 1 by chance."""
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=draw) * 0.8 + 0.2)
+    return module
+
+
+def test_image_layers() -> None:
+    module = shaken(
+        Together(
+            nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
+            nn.Conv2d(3, 6, (3, 2), padding="same", dilation=2, groups=3, bias=False),
+            nn.Conv2d(3, 2, 3, padding="valid"),
+            nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1, output_padding=1),
+            nn.MaxPool2d(2, padding=1),
+            nn.MaxPool2d(3, stride=2, ceil_mode=True),
+            nn.AvgPool2d(3, stride=2, padding=1),
+            nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False),
+            nn.AdaptiveAvgPool2d(1),
+            nn.AdaptiveAvgPool2d((2, 4)),
+            nn.AdaptiveMaxPool2d(4),
+            nn.PReLU(3),
+            nn.Upsample(scale_factor=2),
+            nn.ZeroPad2d((1, 0, 2, 1)),
+        )
+    )
+    example = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    graph = traced(module, example)
+    bounded(module, graph, example)
+
+
+def test_flat_layers() -> None:
+    module = shaken(
+        Together(
+            nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 3, bias=False)),
+            nn.BatchNorm1d(6),
+            nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 4, 2), nn.Sigmoid(), nn.MaxPool1d(2)),
+            nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Linear(3, 4), nn.Tanh(), nn.Flatten()),
+            nn.LeakyReLU(0.125),
+            nn.ReLU6(),
+            nn.Hardtanh(-0.5, 0.75),
+            nn.Identity(),
+        )
+    )
+    example = torch.randn(1, 6, generator=torch.Generator().manual_seed(2))
+    graph = traced(module, example)
+    bounded(module, graph, example)
+
+
+TABLE = torch.arange(24.0).reshape(4, 6) / 7
+
+
+def moves(x: Tensor) -> Tensor:
+    """``[1, 4, 6]`` through everything that moves values."""
+    table = TABLE.clone()
+    y = x.transpose(1, 2).permute(0, 2, 1).reshape(1, 24).view(2, 12).unsqueeze(0).squeeze(0)
+    one, two = y.chunk(2, dim=1)
+    three, four = x.split([1, 3], dim=1)
+    parts = [
+        one + 2 * two - one.neg(),
+        torch.stack([one, two], 1)[:, 0, ::2].expand(2, 3),
+        three.squeeze(1).expand(2, 6)[:, 1:-1],
+        four.mean(1).repeat(2, 1),
+        torch.sub(x[0, :2], table[1:3], alpha=0.5),
+        3 - x.sum(1).expand(2, 6) / 4,
+        functional.pad(x[0, :2], (1, 2), value=0.25),
+        x.index_select(2, torch.tensor([3, 0, 3]))[0, 2:],
+        torch.where(table > 1, table, -table)[:2] + x[0, 2:],
+        torch.maximum(x[0, :2], x[0, 2:]) + torch.minimum(x[0, 1:3], table[:2]),
+        x[0, :2].clamp(min=-0.3) + x[0, 2:].clamp(max=0.4) + x[0, :2].clamp(-1, 1).abs(),
+        x.unbind(1)[3].expand(2, -1),
+        torch.matmul(x[0, :2], table.T) + torch.addmm(table[:2, :4], x[0, :2], table.T),
+        torch.zeros(2, 1) + torch.full((2, 1), 0.5) * x.mean(),
+    ]
+    return torch.cat(parts, 1)
+
+
+def test_moves_and_arithmetic() -> None:
+    example = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(2))
+    graph = trace(Function(moves), example)
+    points = torch.randn((5, 1, 4, 6), generator=torch.Generator().manual_seed(0))
+    found, wanted = graph.evaluate(points.to(D))[0], torch.stack([moves(x) for x in points]).to(D)
+    assert torch.allclose(found, wanted, atol=1e-4)
+
+
+def test_parameters_are_exact() -> None:
+    module = nn.Linear(3, 2)
+    graph = trace(module, torch.zeros(1, 3))
+    constants = [c for c in graph.constants.values() if c.value.is_floating_point()]
+    values = torch.cat([c.value.flatten() for c in constants])
+    assert all(c.error is None for c in constants)
+    assert set(values.tolist()) == {float(v) for p in module.parameters() for v in p.detach().double().flatten()}
+
+
+def test_several_inputs_and_outputs() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return x + y, x - y
+
+    graph = trace(Two(), (torch.zeros(1, 3), torch.ones(1, 3)))
+    one, two = graph.evaluate(torch.ones(1, 1, 3), torch.full((1, 1, 3), 3.0))
+    assert one.tolist() == [[[4.0] * 3]] and two.tolist() == [[[-2.0] * 3]]
+
+
+def test_a_tensor_changed_in_place_is_read_as_changed() -> None:
+    def change(x: Tensor) -> Tensor:
+        y = x + 1
+        y.relu_()
+        return y + x
+
+    traced(Function(change), torch.randn(1, 4))
+
+
+def test_an_operation_is_decomposed_where_torch_knows_how() -> None:
+    module = Function(
+        lambda x: torch.addcmul(x, x, torch.tensor([2.0, 3.0]), value=0.5) + functional.relu6(x).square() * 0
+    )
+    if "Pow" in readers():
+        traced(module, torch.randn(1, 2))
+    traced(Function(lambda x: torch.addcmul(x, x, torch.tensor([2.0, 3.0]), value=0.5)), torch.randn(1, 2))
+
+
+def test_everything_unsupported_is_listed() -> None:
+    module = Function(lambda x: torch.fft.fft(x).real + torch.cumsum(x, 1) + torch.erfinv(x) + torch.erfinv(x).relu())
+    with pytest.raises(TraceError) as caught:
+        trace(module, torch.rand(1, 4) / 2)
+    text = str(caught.value)
+    assert "aten.erfinv (erfinv)" in text and "aten.cumsum" in text and len(caught.value.operations) >= 3
+
+
+def test_training_mode_and_other_misuse() -> None:
+    with pytest.raises(TraceError, match=r"module.eval\(\)"):
+        trace(nn.Sequential(nn.Linear(3, 3), nn.Dropout()).train(), torch.zeros(1, 3))
+    with pytest.raises(TraceError, match=r"module.eval\(\)"):
+        trace(nn.BatchNorm1d(3).train(), torch.randn(4, 3))
+    with pytest.raises(TraceError, match="float32 or float64"):
+        trace(nn.Linear(3, 3), torch.zeros(1, 3, dtype=torch.int64))
+    with pytest.raises(TraceError, match=r"torch.export cannot record Function"):
+        trace(Function(lambda x: x if x.sum() > 0 else -x), torch.zeros(1, 3))
+
+
+def test_importing_bounds_does_not_load_the_exporter(checkout: Path) -> None:
+    code = "import sys, bounds.tracing; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
