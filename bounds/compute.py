@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bounds import machine
 from bounds import plan as plans
 from bounds.backward import State
-from bounds.box import Box
+from bounds.box import Box, LpBall
 from bounds.graph import Graph
 from bounds.layouts import flat
 from bounds.methods import Alpha, Crown, Forward, Interval, Lines, Method, Target
@@ -31,10 +32,11 @@ __all__ = [
     "margins", "prepare",
 ]  # fmt: skip
 
-Semantics = Literal["real"]
-"""What a bound may hold for: ``real``, the stored weights as exact numbers in real arithmetic."""
+Semantics = Literal["real", "float32"]
+"""What a bound may hold for: ``real``, the stored weights as exact numbers in real arithmetic; ``float32``, also all that
+the graph can return when it is computed in float32, in any order (``machine.py`` says what is assumed of float32)."""
 
-_SEMANTICS = ("real", None)
+_SEMANTICS = ("real", "float32", None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +54,8 @@ class Bounds:
     """``lower <= f(x) <= upper`` elementwise for every x in the box, where f is the target or the rows over it.
 
     ``lower, upper`` are ``[N, *target shape]``, with rows ``[N, R]``. ``semantics`` says what this holds for:
-    ``"real"`` (proven, all rounding included) or None (computed without error terms: no claim). An end that is not
+    ``"real"`` (proven, all rounding included), ``"float32"`` (also for what float32 returns; of rows, exact forms over
+    what it returns) or None (computed without error terms: no claim). An end that is not
     finite carries no information. ``intervals`` are those of all nodes that the target depends on, by id. ``slopes``
     are the free parameters that the method has found (empty for methods without any): a start for ``Alpha``.
     ``target`` and ``method`` say what was bounded and how.
@@ -101,8 +104,8 @@ def prepare(
 
 def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
     graph: Graph | Prepared,
-    box: Box,
-    method: Method = Crown(),
+    box: Box | LpBall,
+    method: Method = Crown(),  # noqa: B008 - a frozen value
     *,
     rows: Tensor | None = None,
     node: int | None = None,
@@ -110,12 +113,13 @@ def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
     memory: int | None = None,
     keep: Sequence[int] = (),
 ) -> Bounds:
-    """Bounds of the graph's output over each of N boxes, on the box's device.
+    """Bounds of the graph's output over each of N boxes, or N Lp balls, on the box's device.
 
-    ``box`` ``[N, *input shape]`` in float32 or float64; its ends are taken as exact numbers. ``node`` (an id) bounds
-    that node in place of the output. With ``rows`` ``[R, *shape]`` (exact numbers too) the forms ``sum rows[r] *
-    output`` are bounded in place of the output. ``keep`` names further nodes whose bounds are wanted as tight as the
-    output's. ``memory`` limits the bytes that coefficient rows take at once; it changes the time, not the result.
+    ``box`` ``[N, *input shape]`` in float32 or float64; its ends are taken as exact numbers (intervals and forward
+    bounds see the box around a ball). ``node`` (an id) bounds that node in place of the output. With ``rows``
+    ``[R, *shape]`` (exact numbers too) the forms ``sum rows[r] * output`` are bounded in place of the output. ``keep``
+    names further nodes whose bounds are wanted as tight as the output's. ``memory`` limits the bytes that coefficient
+    rows take at once; it changes the time, not the result.
 
     Guarantees ``lower <= f(x) <= upper`` for every x in the box; with ``semantics="real"`` (computed in float64 with
     error terms) in exact real arithmetic over the stored weights, with None (computed in the box's dtype, or the
@@ -127,25 +131,27 @@ def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
     """
     _check_options(method, semantics)
     differentiable = semantics is None and torch.is_grad_enabled()
+    region, ball = (box.box(), box) if isinstance(box, LpBall) else (box, None)
     with _arithmetic(semantics, differentiable):
         ready = graph if isinstance(graph, Prepared) else None
         if ready is None:
             assert isinstance(graph, Graph)
             wanted = graph if node is None else replace(graph, outputs=(_existing(graph, node),))
-            ready = _prepare(wanted, box.lower.dtype, box.lower.device, semantics)
+            ready = _prepare(wanted, region.lower.dtype, region.lower.device, semantics)
         elif ready.semantics != semantics:
             raise ValueError(f"the graph was prepared for semantics={ready.semantics!r}, not {semantics!r}")
         place = ready.plan.output if node is None else _existing(ready.graph, node)
-        _check_box(ready, box)
+        _check_box(ready, region)
         plan = ready.plan.restricted((place, *(_existing(ready.graph, k) for k in keep)), place)
         if memory is not None:
             plan = replace(plan, memory=memory)
         forms = None if rows is None else _check_rows(plan, rows)
         state, crossed = propagate(
             plan,
-            box.to(plan.dtype),
+            region.to(plan.dtype),
             tighten=method.tighten(plan, ready.search),
-            variables=method.variables(box),
+            variables=method.variables(region),
+            ball=None if ball is None else ball.to(plan.dtype),
         )
         _check_result(plan, state, crossed, semantics)
         intervals = dict(state.bounds)
@@ -190,7 +196,9 @@ def _prepare(graph: Graph, dtype: torch.dtype, device: torch.device, semantics: 
             raise ValueError(f"{_called(graph, index)} is a constant with NaN or infinity")
     if semantics is None:
         return Prepared(graph, plans.prepare(graph, dtype, device), None)
-    return Prepared(graph, plans.prepare(graph, torch.float64, device, Rounding.of(torch.float64)), semantics)
+    given = machine.stored(graph) if semantics == "float32" else graph
+    plan = plans.prepare(given, torch.float64, device, Rounding.of(torch.float64))
+    return Prepared(graph, replace(plan, machine=machine.SINGLE) if semantics == "float32" else plan, semantics)
 
 
 def _called(graph: Graph, index: int) -> str:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from bounds.ascent import ascend, optimised
-from bounds.backward import LinearBounds, State, backward, concretize
+from bounds.backward import LinearBounds, State, backward
 from bounds.box import Box
+from bounds.concretize import concretize
 from bounds.dual import Dual, Multipliers, Objective, by_rows, evaluate, initial, recast
 from bounds.forward import Functions
 from bounds.interval import rows_interval
@@ -179,7 +180,8 @@ class Crown(Method):
         if target.rows is None:
             units, owner = target.both_sides()
             return Found(target.ends(crown(plan, state, target.node, units, owner)), {})
-        found = [concretize(plan, lines, state.box).reshape(state.box.size, 2, -1) for lines in _walks(target)]
+        bounds = (concretize(plan, lines, state.box, state.ball) for lines in _walks(target))
+        found = [bound.reshape(state.box.size, 2, -1) for bound in bounds]
         return Found(target.ends(torch.cat(found, 2)), {})
 
     def lines(self, target: Target) -> Lines:

@@ -27,12 +27,14 @@ class Module(nn.Module):
         if any(n.shape[:1] != (1,) for n in graph.nodes if graph.variable[n.id]):
             raise ValueError("a node without a leading dimension of 1")
         self.graph = graph
+        factors = {n.inputs[1]: n for n in graph.nodes if isinstance(n.op, Gemm)}
         for index, constant in graph.constants.items():
             value = constant.value
-            self.register_buffer(f"c{index}", value.to(dtype) if value.is_floating_point() else value)
-        for node in graph.nodes:  # as a layer holds it
-            if isinstance(node.op, Gemm):
-                self.register_buffer(f"w{node.id}", self._constant(node.inputs[1]).T.contiguous())
+            if not value.is_floating_point():
+                self.register_buffer(f"c{index}", value)
+                continue
+            value = value.to(dtype).T.contiguous() if index in factors else value.to(dtype)  # as a layer holds it
+            self.register_parameter(f"c{index}", nn.Parameter(value, requires_grad=False))
 
     def _constant(self, index: int) -> Tensor:
         return getattr(self, f"c{index}")
@@ -49,7 +51,7 @@ class Module(nn.Module):
     def _layer(self, node: Node, operands: list[Tensor]) -> Tensor:
         op, (x, *rest) = node.op, operands
         if isinstance(op, Gemm):
-            return functional.linear(x, getattr(self, f"w{node.id}"), rest[1] if len(rest) > 1 else None)
+            return functional.linear(x, *rest)
         if isinstance(op, Conv):
             half = len(op.strides)
             if op.pads[:half] != op.pads[half:]:
