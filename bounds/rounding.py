@@ -20,13 +20,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LIBRARY_UNITS = 32
+"""Units of the last place (of the value, or of 1) that a library's exp, tanh, erf, ... may be off. An assumption."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """Error model of one dtype: unit roundoff ``unit`` (2^-24 or 2^-53) and underflow threshold ``tiny``."""
+    """Error model of one dtype: unit roundoff ``unit`` (2^-24 or 2^-53), underflow threshold ``tiny``, and the
+    ``greatest`` number."""
 
     unit: float
     tiny: float
+    greatest: float = math.inf
 
     @staticmethod
     def of(dtype: torch.dtype) -> Rounding:
@@ -34,7 +39,7 @@ class Rounding:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"no error model for {dtype}: use float32 or float64")
         info = torch.finfo(dtype)
-        return Rounding(unit=info.eps / 2, tiny=info.tiny)
+        return Rounding(unit=info.eps / 2, tiny=info.tiny, greatest=info.max)
 
     def gamma(self, n: int) -> float:
         """``n u / (1 - n u)``, rounded up; infinite where ``n u >= 1/2`` (no claim is possible)."""
@@ -49,6 +54,20 @@ class Rounding:
         """
         terms = count + 8
         return size * (self.gamma(terms) * (1 + 2 * self.gamma(terms))) + terms * 4 * self.tiny
+
+    def computed(self, count: int, size: Tensor) -> Tensor:
+        """How far a machine of this model is off when it sums ``count`` products of total size ``size``, in any order.
+
+        For use in a wider dtype than the machine's: ``size`` may itself be off by one part in a million. Infinite where
+        a partial sum can overflow.
+        """
+        error = size * (self.gamma(count) * (1 + 2**-19)) + count * 2 * self.tiny
+        return torch.where(size < self.greatest / 2, error, math.inf)
+
+    def function(self, size: Tensor) -> Tensor:
+        """How far a machine's library function is off where its values are at most ``size``: see ``machine.py``."""
+        error = size.clamp(min=1) * (LIBRARY_UNITS * self.unit)
+        return torch.where(size < self.greatest / 2, error, math.inf)
 
     def up(self, value: Tensor) -> Tensor:
         """A number of the dtype at least as large as any real that rounds to ``value`` (two units outward)."""

@@ -70,6 +70,12 @@ def exact() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def singles() -> ModuleType:
+    """Graphs evaluated in float32 in many orders of summation: ``tests/helpers/singles.py``."""
+    return _module(CHECKOUT / "tests" / "helpers" / "singles.py")
+
+
+@pytest.fixture(scope="session")
 def checker() -> ModuleType:
     """The check of counterexamples that shares nothing with the verifier: ``benchmarks/check_witness.py``."""
     return _module(CHECKOUT / "benchmarks" / "check_witness.py")

@@ -56,6 +56,10 @@ class _Extremum(Nonlinear):
         (a, b), (c, d) = operands
         return self.forward(a, c), self.forward(b, d)
 
+    def roundoff(self, operands: Sequence[Interval], result: Interval, machine: Rounding) -> Tensor | None:
+        """A selection."""
+        return None
+
     def loose(self, low: Tensor, high: Tensor, *others: Tensor) -> Tensor:
         """Whether neither operand wins for certain; ``others``: the second operand's ends, if known."""
         if not others:

@@ -49,6 +49,12 @@ class Univariate(Nonlinear):
         slack = 2 * self.ulps * rounding.unit
         return low - (low.abs() * slack + rounding.tiny), high + (high.abs() * slack + rounding.tiny)
 
+    def roundoff(self, operands: Sequence[Interval], result: Interval, machine: Rounding) -> Tensor | None:
+        """Of a library function; exact where a piecewise linear function only selects."""
+        if self.ulps == 0:
+            return None
+        return machine.function(torch.maximum(result[0].abs(), result[1].abs()))
+
     @abstractmethod
     def slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Initial slopes of the lower and the upper line on ``[low, high]`` (any values are sound)."""
@@ -183,6 +189,12 @@ class PiecewiseLinear(Univariate):
 
     __slots__ = ()
     ulps: ClassVar[int] = 2
+
+    def roundoff(self, operands: Sequence[Interval], result: Interval, machine: Rounding) -> Tensor | None:
+        """One product."""
+        if self.ulps == 0:
+            return None
+        return machine.computed(1, torch.maximum(result[0].abs(), result[1].abs()))
 
     @abstractmethod
     def kinks(self) -> tuple[float, ...]:
