@@ -12,16 +12,16 @@ taken as they are and every residual is charged to the bias (``interval.py`` say
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bounds.box import Box
+from bounds.box import Box, LpBall
 from bounds.graph import Node
-from bounds.layouts import Owner, Rows, Selection, flat
+from bounds.layouts import Dense, Owner, Rows, Selection, Windows, flat, is_image, total
 from bounds.ops.base import Affine, Interval, Line, Nonlinear, Relaxation
 from bounds.plan import Plan
 
@@ -48,6 +48,7 @@ class State:
     With a rounding model also ``charges`` (``interval.py``), ``sizes`` (the largest absolute value of a node over all
     boxes) and ``floor``: what all underflows of one walk together can lose. ``splits`` are half-spaces that hold too.
     ``functions`` are forward linear bounds of the last nodes, where they were propagated.
+    Where there is a ``ball``, the inputs lie in it as well as in the box.
     """
 
     box: Box
@@ -58,13 +59,14 @@ class State:
     floor: Tensor
     splits: Mapping[int, Split] = field(default_factory=dict)
     functions: Mapping[int, Functions] = field(default_factory=dict)
+    ball: LpBall | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearBounds:
     """``rows . input + bias <= target`` row by row; ``rows`` ``[R, *input shape]``, ``bias`` ``[R]``.
 
-    ``error`` is what rounding may have added to the bias (zero without a rounding model; ``concretize`` subtracts
+    ``error`` is what rounding may have added to the bias (zero without a rounding model; ``concretize.py`` subtracts
     it). ``trace`` holds the coefficient rows at each nonlinear node, before its line was chosen, where asked for.
     """
 
@@ -76,8 +78,12 @@ class LinearBounds:
 
 
 @dataclass(slots=True)
-class _Walk:
-    """The rows under way: coefficients by node, running bias, running error (only with a rounding model)."""
+class Walk:
+    """Rows under way: coefficients by node, running bias, running error (only with a rounding model).
+
+    While ``mirrored``, each row also stands for its negative. Both walk alike over affine nodes, and over a nonlinear
+    one whose two lines are parallel: then ``bias`` is the middle of what they add, and ``distance`` goes down from it.
+    """
 
     plan: Plan
     state: State
@@ -85,40 +91,61 @@ class _Walk:
     bias: Tensor
     error: Tensor
     mass: Tensor
+    distance: Tensor
     rows: dict[int, Rows]
+    mirrored: bool = False
 
     def charge(self, node: int, rows: Rows) -> None:
+        """What a step over a node can be off by."""
         charge = self.state.charges.get(node)
         if charge is not None:
-            self.error = self.error + _weigh(rows, charge)
+            self.error = self.error + weigh(rows, charge)
 
     def contribute(self, amount: Tensor) -> None:
+        """Add to the bias."""
         self.bias = self.bias + amount
         if self.plan.rounding is not None:
             self.mass = self.mass + amount.abs()
 
     def receive(self, node: int, rows: Rows) -> None:
         """Add coefficient rows to a node; where two paths meet, the addition rounds."""
+        shape = self.plan.graph.nodes[node].shape
         present = self.rows.get(node)
-        if present is None:
-            self.rows[node] = rows
-            return
-        total = present.plus(rows, self.plan.graph.nodes[node].shape)
-        self.rows[node] = total
-        if self.plan.rounding is not None:
-            self.error = self.error + _weigh(total, self.state.sizes[node]) * (2 * self.plan.rounding.unit)
+        if present is not None:
+            rows = total(present, rows, shape)
+        if isinstance(rows, Windows) and rows.covers(shape):
+            rows = Dense(rows.dense(shape))
+        self.rows[node] = rows
+        if self.plan.rounding is not None and present is not None:
+            self.error = self.error + weigh(rows, self.state.sizes[node]) * (2 * self.plan.rounding.unit)
 
     def spread(self) -> None:
-        """Turn rows shared by all boxes into rows of each box."""
+        """Write out the negatives of mirrored rows, and rows shared by all boxes as rows of each box."""
+        if self.mirrored:
+            self.mirrored = False
+            self.rows = {node: rows.mirrored() for node, rows in self.rows.items()}
+            self.bias = torch.cat([self.bias - self.distance, -self.bias - self.distance])
+            self.error, self.mass = self.error.repeat(2), self.mass.repeat(2)
+            self.owner = self.owner.repeated()
         boxes = self.state.box.size
         if self.owner.index is not None or self.owner.groups == boxes:
             return
         before = self.owner
-        for node, rows in list(self.rows.items()):
-            self.rows[node] = Rows(before.spread(rows.values, boxes)[0], rows.window)
+        for node, rows in list(self.rows.items()):  # windows only know owners by index, or one box
+            shape = self.plan.graph.nodes[node].shape
+            self.rows[node] = Dense(before.spread(rows.dense(shape), boxes)[0])
         self.bias, self.owner = before.spread(self.bias, boxes)
         self.error, _ = before.spread(self.error, boxes)
         self.mass, _ = before.spread(self.mass, boxes)
+
+    def total_error(self) -> Tensor:
+        """All charges, enlarged by what their own computation and the running sum of the bias can lose."""
+        rounding, nodes = self.plan.rounding, self.plan.graph.nodes
+        if rounding is None:
+            return self.error
+        widest = max(int(torch.Size(n.shape).numel()) for n in nodes)
+        inflate = 1 + 2 * rounding.gamma(widest + len(nodes) + 16)
+        return (self.error + self.mass * rounding.gamma(2 * len(nodes) + 8) + self.state.floor) * inflate
 
 
 def backward(
@@ -135,65 +162,84 @@ def backward(
     ``rows`` ``[R, *target shape]`` (or unit rows), ``owner`` their boxes. With ``trace`` the coefficient rows at
     nonlinear nodes are kept.
     """
-    walk = _start(plan, state, target, rows, owner)
+    walk = start(plan, state, target, rows, owner)
     kept: dict[int, Tensor] = {}
-    for index in range(target, -1, -1):
-        current = walk.rows.get(index)
-        if current is None or index == plan.input:
-            continue
-        if index in state.splits:
+    for node in steps(walk, target, plan.input):
+        if trace:
             walk.spread()
-            current = _apply_split(walk, state.splits[index], index)
+            kept[node.id] = walk.rows[node.id].dense(node.shape)
+    return finish(walk, kept)
+
+
+def steps(walk: Walk, target: int, last: int) -> Iterator[Node]:
+    """Walk rows from the target down to the node ``last``, pausing before every nonlinear node that is reached."""
+    plan, splits = walk.plan, walk.state.splits
+    for index in range(target, last, -1):
+        if index not in walk.rows:
+            continue
+        if index in splits:
+            walk.spread()
+            _apply_split(walk, splits[index], index)
         node = plan.graph.nodes[index]
         if index in plan.relaxed:
-            walk.spread()
-            current = walk.rows.pop(index)
-            if trace:
-                kept[index] = current.dense(node.shape)
-            _over_relaxed(walk, node, current)
+            assert isinstance(node.op, Nonlinear)
+            if not (walk.mirrored and node.op.elementwise and parallel(walk.state.relaxations[index])):
+                walk.spread()
+            yield node
+            _over_relaxed(walk, node, walk.rows.pop(index))
         elif index in plan.affine:
             _over_affine(walk, node, walk.rows.pop(index))
+
+
+def finish(walk: Walk, kept: Mapping[int, Tensor]) -> LinearBounds:
+    """What a finished walk has found."""
     walk.spread()
-    shape = plan.graph.nodes[plan.input].shape
-    last = walk.rows.get(plan.input)
+    shape = walk.plan.graph.nodes[walk.plan.input].shape
+    last = walk.rows.get(walk.plan.input)
     final = walk.bias.new_zeros((walk.bias.shape[0], *shape)) if last is None else last.dense(shape)
-    return LinearBounds(final, walk.bias, _total_error(walk), walk.owner, kept)
+    return LinearBounds(final, walk.bias, walk.total_error(), walk.owner, kept)
 
 
-def _weigh(rows: Rows, values: Tensor) -> Tensor:
-    """``|rows| . values`` per row, for values over the node."""
-    return flat(rows.values).abs() @ rows.crop(values).flatten()
+def weigh(rows: Rows, values: Tensor) -> Tensor:
+    """``|rows| . values`` per row, for values ``[*shape]`` over the node, the same for all boxes."""
+    return rows.dot(Owner.shared(rows.values.shape[0]), rows.values.abs(), values.unsqueeze(0))
 
 
-def _start(plan: Plan, state: State, target: int, rows: Tensor | Selection, owner: Owner) -> _Walk:
+def start(plan: Plan, state: State, target: int, rows: Tensor | Selection, owner: Owner) -> Walk:
+    """A walk of rows of ``target`` before its first step."""
+    mirrored = isinstance(rows, Selection) and rows.mirrored
+    if isinstance(rows, Selection) and rows.mirrored:
+        rows, owner = rows.half(), owner.halved()
     count = rows.index.shape[0] if isinstance(rows, Selection) else rows.shape[0]
     zero = torch.zeros(count, dtype=plan.dtype, device=plan.device)
-    walk = _Walk(plan, state, owner, zero, zero, zero, {})
+    walk = Walk(plan, state, owner, zero, zero, zero, zero, {}, mirrored)
     if isinstance(rows, Selection):
         node = plan.graph.nodes[target]
-        if rows.window is not None:
-            walk.rows[target] = Rows(rows.inside(rows.window), rows.window)
-            return walk
         if target in plan.affine and _start_with_units(walk, node, rows):
             return walk
-        rows = rows.dense()
-    walk.rows[target] = Rows(rows)
+        walk.rows[target] = rows.windows() if plan.windows and is_image(node.shape) else Dense(rows.dense())
+        return walk
+    walk.rows[target] = Dense(rows)
     return walk
 
 
-def _start_with_units(walk: _Walk, node: Node, units: Selection) -> bool:
+def _start_with_units(walk: Walk, node: Node, units: Selection) -> bool:
     """The first affine step of unit rows by gathering weights; False where the operator has no cheap way."""
-    plan, op = walk.plan, node.op
+    plan, op, constants = walk.plan, node.op, walk.plan.operands[node.id]
     assert isinstance(op, Affine)
-    variables = [k for k, c in enumerate(plan.operands[node.id]) if c is None]
+    variables = [k for k, c in enumerate(constants) if c is None]
     if len(variables) != 1:
         return False
-    position = variables[0]
-    source = node.inputs[position]
-    rows = op.unit_rows(units.index, position, plan.operands[node.id], plan.graph.nodes[source].shape)
+    source = node.inputs[variables[0]]
+    shape, rows = plan.graph.nodes[source].shape, None
+    if plan.windows and is_image(node.shape) and is_image(shape):
+        rows = op.unit_windows(units, variables[0], constants, shape)
     if rows is None:
-        return False
-    walk.rows[source] = Rows(rows * units.sign.reshape(-1, *[1] * (rows.ndim - 1)))
+        dense = op.unit_rows(units.index, variables[0], constants, shape)
+        if dense is None:
+            return False
+        rows = Dense(dense * units.sign.reshape(-1, *[1] * (dense.ndim - 1)))
+    walk.receive(source, rows)
     if node.id in plan.offset:
         walk.contribute(plan.offset[node.id].flatten()[units.index] * units.sign)
     charge = walk.state.charges.get(node.id)
@@ -202,31 +248,32 @@ def _start_with_units(walk: _Walk, node: Node, units: Selection) -> bool:
     return True
 
 
-def _over_affine(walk: _Walk, node: Node, rows: Rows) -> None:
+def _over_affine(walk: Walk, node: Node, rows: Rows) -> None:
     plan, op = walk.plan, node.op
     assert isinstance(op, Affine)
     walk.charge(node.id, rows)
     if node.id in plan.offset:
-        walk.contribute(flat(rows.values) @ rows.crop(plan.offset[node.id]).flatten())
+        offset = plan.offset[node.id].unsqueeze(0)
+        walk.contribute(rows.dot(Owner.shared(rows.values.shape[0]), rows.values, offset))
     operands = plan.operands[node.id]
     for position, (source, constant) in enumerate(zip(node.inputs, operands, strict=True)):
         if constant is None:
             walk.receive(source, _pull(walk, node, rows, position))
 
 
-def _pull(walk: _Walk, node: Node, rows: Rows, position: int) -> Rows:
-    """The transposed step, on the window where the operator can, else dense."""
+def _pull(walk: Walk, node: Node, rows: Rows, position: int) -> Rows:
+    """The transposed step, on windows where the operator can, else dense."""
     op, operands = node.op, walk.plan.operands[node.id]
     assert isinstance(op, Affine)
     shape = walk.plan.graph.nodes[node.inputs[position]].shape
-    if rows.window is not None:
-        patch = op.pullback_window(rows.values, rows.window, position, operands, shape)
-        if patch is not None:
-            return Rows(*patch)
-    return Rows(op.pullback(rows.dense(node.shape), position, operands, shape))
+    if isinstance(rows, Windows) and is_image(shape):
+        found = op.pullback_windows(rows, position, operands, shape)
+        if found is not None:
+            return found
+    return Dense(op.pullback(rows.dense(node.shape), position, operands, shape))
 
 
-def _over_relaxed(walk: _Walk, node: Node, rows: Rows) -> None:
+def _over_relaxed(walk: Walk, node: Node, rows: Rows) -> None:
     plan = walk.plan
     walk.charge(node.id, rows)
     relaxation = walk.state.relaxations[node.id]
@@ -234,105 +281,63 @@ def _over_relaxed(walk: _Walk, node: Node, rows: Rows) -> None:
     if not node.op.elementwise:
         _over_coupled(walk, node, node.op, rows.dense(node.shape))
         return
-    lower, upper = _cropped(rows, relaxation.lower[0]), _cropped(rows, relaxation.upper[0])
-    walk.contribute(_offsets(walk.owner, rows.values, lower, upper))
+    lower, upper = relaxation.lower[0], relaxation.upper[0]
     positive = rows.values > 0
+    if walk.mirrored:
+        middle, half = (lower.offset + upper.offset) / 2, (upper.offset - lower.offset) / 2
+        walk.contribute(rows.dot(walk.owner, rows.values, middle))
+        away = rows.dot(walk.owner, rows.values.abs(), half)
+        walk.distance, walk.mass = walk.distance + away, walk.mass + away
+    else:
+        walk.contribute(_offsets(walk.owner, rows, lower, upper))
     variables = [i for i, c in zip(node.inputs, plan.operands[node.id], strict=True) if c is None]
     for source, below, above in zip(variables, lower.slopes, upper.slopes, strict=True):
-        walk.receive(source, Rows(_choose(walk.owner, rows.values, positive, below, above), rows.window))
+        walk.receive(source, rows.scaled(walk.owner, positive, below, above))
 
 
-def _over_coupled(walk: _Walk, node: Node, op: Nonlinear, rows: Tensor) -> None:
+def parallel(relaxation: Relaxation) -> bool:
+    """Whether the lower and the upper line have the same slopes."""
+    return all(a is b for a, b in zip(relaxation.lower[0].slopes, relaxation.upper[0].slopes, strict=True))
+
+
+def _over_coupled(walk: Walk, node: Node, op: Nonlinear, rows: Tensor) -> None:
     """Over an operator whose lines read several elements of an operand: by the transpose of both sides' lines."""
     relaxation, owner = walk.state.relaxations[node.id], walk.owner
     lower, upper = relaxation.lower[0], relaxation.upper[0]
-    walk.contribute(_offsets(owner, rows, lower, upper))
+    walk.contribute(_offsets(owner, Dense(rows), lower, upper))
 
     def pulled(part: Tensor, line: Line) -> tuple[Tensor, ...]:
         viewed = owner.of(line.offset, part)[0]
         return op.across([owner.of(s, part)[1] for s in line.slopes], viewed)
 
-    if all(a is b for a, b in zip(lower.slopes, upper.slopes, strict=True)):
+    if parallel(relaxation):
         found = pulled(rows, lower)
     else:
         found = tuple(map(torch.add, pulled(rows.clamp(min=0), lower), pulled(rows.clamp(max=0), upper)))
     variables = [i for i, c in zip(node.inputs, walk.plan.operands[node.id], strict=True) if c is None]
     for source, part in zip(variables, found, strict=True):
-        walk.receive(source, Rows(part.reshape(rows.shape[0], *walk.plan.graph.nodes[source].shape)))
+        walk.receive(source, Dense(part.reshape(rows.shape[0], *walk.plan.graph.nodes[source].shape)))
 
 
-def _cropped(rows: Rows, line: Line) -> Line:
-    if rows.window is None:
-        return line
-    return Line(tuple(rows.crop(s) for s in line.slopes), rows.crop(line.offset))
-
-
-def _choose(owner: Owner, rows: Tensor, positive: Tensor, below: Tensor, above: Tensor) -> Tensor:
-    """``A+ below + A- above`` elementwise."""
-    viewed, low = owner.of(below, rows)
-    _, high = owner.of(above, rows)
-    slope = torch.where(positive.reshape(viewed.shape), low, high)
-    return (viewed * slope).reshape(rows.shape)
-
-
-def _offsets(owner: Owner, rows: Tensor, lower: Line, upper: Line) -> Tensor:
+def _offsets(owner: Owner, rows: Rows, lower: Line, upper: Line) -> Tensor:
     """``sum A+ lower.offset + A- upper.offset`` per row."""
-    total = _dot(owner, rows.clamp(max=0), upper.offset)
+    total = rows.dot(owner, rows.values.clamp(max=0), upper.offset)
     if bool(lower.offset.any()):
-        total = total + _dot(owner, rows.clamp(min=0), lower.offset)
+        total = total + rows.dot(owner, rows.values.clamp(min=0), lower.offset)
     return total
 
 
-def _dot(owner: Owner, rows: Tensor, values: Tensor) -> Tensor:
-    viewed, offsets = owner.of(values, rows)
-    if owner.index is None:
-        product = torch.matmul(flat(viewed, 2), flat(offsets, 2).transpose(1, 2))
-        return product.reshape(-1)
-    if offsets.shape[0] == 1:
-        return flat(rows) @ offsets.flatten()
-    return (flat(rows) * flat(offsets)).sum(1)
-
-
-def _apply_split(walk: _Walk, split: Split, index: int) -> Rows:
+def _apply_split(walk: Walk, split: Split, index: int) -> None:
     """Charge half-spaces of this node to its coefficient and to the bias."""
     rows = walk.rows[index].dense(walk.plan.graph.nodes[index].shape)
     viewed, signed = walk.owner.of(split.signed, rows)
-    moved = Rows((viewed - signed).reshape(rows.shape))
+    moved = Dense((viewed - signed).reshape(rows.shape))
     rounding = walk.plan.rounding
     if rounding is not None:
-        walk.error = walk.error + _weigh(moved, walk.state.sizes[index]) * (2 * rounding.unit)
+        walk.error = walk.error + weigh(moved, walk.state.sizes[index]) * (2 * rounding.unit)
     if split.point is not None:
         product = flat((signed * walk.owner.of(split.point, rows)[1]).expand(viewed.shape).reshape(rows.shape))
         walk.contribute(product.sum(1))
         if rounding is not None:
             walk.error = walk.error + product.abs().sum(1) * rounding.gamma(product.shape[1] + 4)
     walk.rows[index] = moved
-    return moved
-
-
-def _total_error(walk: _Walk) -> Tensor:
-    """The sum of all charges, enlarged by what its own computation and the running sum of the bias can lose."""
-    rounding = walk.plan.rounding
-    if rounding is None:
-        return walk.error
-    widest = max(int(torch.Size(n.shape).numel()) for n in walk.plan.graph.nodes)
-    inflate = 1 + 2 * rounding.gamma(widest + len(walk.plan.graph.nodes) + 16)
-    steps = rounding.gamma(2 * len(walk.plan.graph.nodes) + 8)
-    return (walk.error + walk.mass * steps + walk.state.floor) * inflate
-
-
-def concretize(plan: Plan, lines: LinearBounds, box: Box) -> Tensor:
-    """``[R]``: the least value of each line on its owner's box; with a rounding model a true lower bound."""
-    rows = lines.rows.flatten(1)
-    low = _dot(lines.owner, rows.clamp(min=0), box.lower)
-    high = _dot(lines.owner, rows.clamp(max=0), box.upper)
-    value = low + high + lines.bias
-    if plan.rounding is None:
-        return value
-    sizes = torch.maximum(box.lower.abs(), box.upper.abs()).amax(0).flatten()
-    terms = rows.shape[1] + 8
-    error = lines.error + (rows.abs() @ sizes) * (plan.rounding.gamma(terms) * (1 + 2 * plan.rounding.gamma(terms)))
-    error = error + terms * 4 * plan.rounding.tiny
-    # Overflow on the way (NaN, or a sum that became +inf) says nothing about the true value.
-    result = plan.rounding.down(value - error * (1 + 8 * plan.rounding.unit))
-    return torch.nan_to_num(result, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)

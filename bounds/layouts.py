@@ -1,8 +1,8 @@
 """How coefficient rows are held, and whose box each row belongs to.
 
-``Selection`` names unit rows, a tensor is dense rows, and a ``Window`` beside a tensor says that all its rows vanish
-outside one patch of the image: rows of neighbouring neurons see little of a convolution's operand, and whatever
-belongs to the node (slopes, charges, biases) is sliced instead of gathered.
+``Selection`` names unit rows, ``Dense`` is rows over a whole node, and ``Windows`` holds, for each row over an image,
+only a patch that contains all its coefficients, at a place of its own: what a neuron sees of a convolution's operand.
+Whatever belongs to the node (slopes, charges, biases) is gathered at the patches.
 
 Rows are flat, ``[R, *node shape]``. ``Owner`` says which of the N boxes a row speaks about: by an index ``[R]``, or,
 where every box has equally many rows, by position (a broadcast instead of a copy).
@@ -15,6 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+COVER = 0.6
+"""The share of an image from which on a window is no longer worth its bookkeeping."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,61 +56,191 @@ class Owner:
         boxes = values.shape[0]
         return rows.reshape(self.groups, self.per_box, *rows.shape[1:]), values.reshape(boxes, 1, *values.shape[1:])
 
+    def take(self, rows: Tensor) -> Owner:
+        """Of some of the rows; without an index there must be a single group of rows."""
+        if self.index is not None:
+            return Owner.by_index(self.index[rows])
+        assert self.groups == 1, "rows of several boxes are taken by index"
+        return Owner.shared(rows.shape[0])
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A patch of the last two axes of a node: ``height`` rows from ``top``, ``width`` columns from ``left``."""
+    def halved(self) -> Owner:
+        """Of the first half of mirrored rows."""
+        if self.index is not None:
+            return Owner.by_index(self.index[: self.index.shape[0] // 2])
+        return replace(self, per_box=self.per_box // 2)
 
-    top: int
-    left: int
-    height: int
-    width: int
+    def repeated(self) -> Owner:
+        """Of rows that come twice, one after the other; without an index there must be a single group of rows."""
+        if self.index is not None:
+            return Owner.by_index(self.index.repeat(2))
+        assert self.groups == 1, "rows of several boxes are mirrored by index"
+        return Owner.shared(2 * self.per_box)
 
-    def crop(self, values: Tensor) -> Tensor:
-        """The patch of a tensor over the node (or of one that is constant along an axis of size 1)."""
-        if values.shape[-2] != 1:
-            values = values[..., self.top : self.top + self.height, :]
-        if values.shape[-1] != 1:
-            values = values[..., self.left : self.left + self.width]
-        return values
-
-    def union(self, other: Window) -> Window:
-        """The least window that contains both."""
-        top, left = min(self.top, other.top), min(self.left, other.left)
-        bottom = max(self.top + self.height, other.top + other.height)
-        right = max(self.left + self.width, other.left + other.width)
-        return Window(top, left, bottom - top, right - left)
-
-    def within(self, rows: Tensor, outer: Window) -> Tensor:
-        """Rows on this window, zero-padded to an outer one."""
-        before, above = self.left - outer.left, self.top - outer.top
-        after, below = outer.width - before - self.width, outer.height - above - self.height
-        return functional.pad(rows, (before, after, above, below))
+    def boxes(self, rows: int, device: torch.device) -> Tensor:
+        """``[R]``: the box of each row (0 for shared rows)."""
+        if self.index is not None:
+            return self.index
+        return torch.arange(self.groups, device=device).repeat_interleave(rows // self.groups)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """Coefficient rows of a node: dense, or on a window of it."""
+class Dense:
+    """Coefficient rows over a whole node, ``[R, *shape]``."""
 
     values: Tensor
-    window: Window | None = None
-
-    def crop(self, values: Tensor) -> Tensor:
-        """What belongs to the node, where the rows are."""
-        return values if self.window is None else self.window.crop(values)
 
     def dense(self, shape: tuple[int, ...]) -> Tensor:
         """The rows over the whole node."""
-        if self.window is None:
-            return self.values
-        return self.window.within(self.values, Window(0, 0, shape[-2], shape[-1]))
+        return self.values
 
-    def plus(self, other: Rows, shape: tuple[int, ...]) -> Rows:
-        """The sum of two sets of rows of one node, on a common frame."""
-        if self.window is None or other.window is None:
-            return Rows(self.dense(shape) + other.dense(shape))
-        frame = self.window.union(other.window)
-        return Rows(self.window.within(self.values, frame) + other.window.within(other.values, frame), frame)
+    def take(self, rows: Tensor) -> Dense:
+        """Some of the rows."""
+        return Dense(self.values[rows])
+
+    def mirrored(self) -> Dense:
+        """All rows, then their negatives."""
+        return Dense(torch.cat([self.values, -self.values]))
+
+    def scaled(self, owner: Owner, positive: Tensor, below: Tensor, above: Tensor) -> Dense:
+        """``A+ below + A- above`` elementwise, for slopes ``[N, *shape]``; ``positive`` is where A is."""
+        viewed, slope = owner.of(below, self.values)
+        if above is not below:
+            slope = torch.where(positive.reshape(viewed.shape), slope, owner.of(above, self.values)[1])
+        return Dense((viewed * slope).reshape(self.values.shape))
+
+    def dot(self, owner: Owner, coefficients: Tensor, values: Tensor) -> Tensor:
+        """``[R]``: ``coefficients . values`` for coefficients placed as these rows are and values ``[N or 1, *shape]``
+        of boxes."""
+        return dot(owner, coefficients, values)
+
+
+def dot(owner: Owner, rows: Tensor, values: Tensor) -> Tensor:
+    """``[R]``: ``rows . values`` for rows ``[R, *shape]`` and values ``[N, *shape]`` of their boxes (or of all)."""
+    if values.shape[0] == 1:
+        return flat(rows) @ values.flatten()
+    viewed, offsets = owner.of(values, rows)
+    if owner.index is None:
+        return torch.matmul(flat(viewed, 2), flat(offsets, 2).transpose(1, 2)).reshape(-1)
+    return (flat(rows) * flat(offsets)).sum(1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Windows:
+    """Coefficient rows over an image ``[1, C, H, W]``: row r is ``values[r]`` ``[h, w, C]`` from the place
+    ``origin[r]`` (top, left) on, and zero elsewhere.
+
+    Windows may stick out of the image; coefficients there are zero (``inside``). Channels come last, so that what is
+    gathered from a node is copied in runs.
+    """
+
+    values: Tensor
+    origin: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.values.shape[1], self.values.shape[2]
+
+    @staticmethod
+    def of_images(images: Tensor, origin: Tensor, shape: tuple[int, ...]) -> Windows:
+        """From ``[R, C, h, w]``; what lies outside the image is set to zero."""
+        found = Windows(images.permute(0, 2, 3, 1).contiguous(), origin)
+        return found.inside(shape)
+
+    def images(self) -> Tensor:
+        """``[R, C, h, w]``, a view."""
+        return self.values.permute(0, 3, 1, 2)
+
+    def inside(self, shape: tuple[int, ...]) -> Windows:
+        """With zeros outside the image."""
+        kept = []
+        for axis in (0, 1):
+            places, size = self._along(axis), shape[axis + 2]
+            kept.append((places >= 0) & (places < size))
+        if bool(kept[0].all()) and bool(kept[1].all()):
+            return self
+        mask = kept[0].unsqueeze(2) & kept[1].unsqueeze(1)
+        return Windows(self.values * mask.unsqueeze(3), self.origin)
+
+    def covers(self, shape: tuple[int, ...]) -> bool:
+        """Whether the windows are about as large as the image."""
+        height, width = self.size
+        return height * width >= COVER * shape[2] * shape[3]
+
+    def dense(self, shape: tuple[int, ...]) -> Tensor:
+        """The rows over the whole node ``[R, *shape]``."""
+        height, width = self.size
+        rows, channels, device = self.values.shape[0], shape[1], self.values.device
+        place, kept = [], []
+        for axis, size in ((0, height), (1, width)):
+            along = torch.arange(shape[axis + 2], device=device) - self.origin[:, axis : axis + 1]
+            kept.append((along >= 0) & (along < size))
+            place.append(along.clamp(0, size - 1))
+        base = torch.arange(rows, device=device).reshape(-1, 1, 1) * (height * width)
+        index = base + place[0].unsqueeze(2) * width + place[1].unsqueeze(1)
+        found = self.values.reshape(-1, channels).index_select(0, index.flatten())
+        mask = (kept[0].unsqueeze(2) & kept[1].unsqueeze(1)).reshape(-1, 1)
+        found = (found * mask).reshape(rows, shape[2] * shape[3], channels)
+        return found.transpose(1, 2).reshape(rows, *shape)
+
+    def take(self, rows: Tensor) -> Windows:
+        """Some of the rows."""
+        return Windows(self.values[rows], self.origin[rows])
+
+    def mirrored(self) -> Windows:
+        """All rows, then their negatives."""
+        return Windows(torch.cat([self.values, -self.values]), torch.cat([self.origin, self.origin]))
+
+    def gather(self, owner: Owner | None, values: Tensor) -> Tensor:
+        """``[R, h, w, C]``: values ``[N or 1, 1, C, H, W]`` of boxes at the windows; outside the image any of them."""
+        boxes, _, channels, height, width = values.shape
+        y, x = self._along(0).clamp(0, height - 1), self._along(1).clamp(0, width - 1)
+        if boxes > 1:
+            assert owner is not None
+            y = y + owner.boxes(y.shape[0], y.device).unsqueeze(1) * height
+        index = (y.unsqueeze(2) * width + x.unsqueeze(1)).flatten()
+        table = values.permute(0, 1, 3, 4, 2).reshape(-1, channels)
+        return table.index_select(0, index).reshape(*self.values.shape[:3], channels)
+
+    def scaled(self, owner: Owner, positive: Tensor, below: Tensor, above: Tensor) -> Windows:
+        """``A+ below + A- above`` elementwise, for slopes ``[N, *shape]``; ``positive`` is where A is."""
+        slope = self.gather(owner, below)
+        if above is not below:
+            slope = torch.where(positive, slope, self.gather(owner, above))
+        return Windows(slope.mul_(self.values), self.origin)
+
+    def dot(self, owner: Owner, coefficients: Tensor, values: Tensor) -> Tensor:
+        """``[R]``: ``coefficients . values`` for coefficients placed as these rows are and values ``[N or 1, *shape]``
+        of boxes."""
+        return self.gather(owner, values).mul_(coefficients).flatten(1).sum(1)
+
+    def framed(self, origin: Tensor, size: tuple[int, int], shift: tuple[int, int]) -> Windows:
+        """The same rows in larger windows, which begin ``shift`` before these."""
+        after = [size[k] - self.size[k] - shift[k] for k in (0, 1)]
+        return Windows(functional.pad(self.values, (0, 0, shift[1], after[1], shift[0], after[0])), origin)
+
+    def _along(self, axis: int) -> Tensor:
+        """``[R, h or w]``: places of the windows' rows (axis 0) or columns in the image."""
+        return self.origin[:, axis : axis + 1] + torch.arange(self.size[axis], device=self.origin.device)
+
+
+Rows = Dense | Windows
+
+
+def total(one: Rows, two: Rows, shape: tuple[int, ...]) -> Rows:
+    """The sum of two sets of rows of one node: windows where those of both lie alike in every row, else dense."""
+    if isinstance(one, Windows) and isinstance(two, Windows):
+        apart = two.origin - one.origin
+        if bool((apart == apart[:1]).all()):
+            dy, dx = apart[0].tolist()
+            above, before = max(0, -dy), max(0, -dx)
+            height = max(one.size[0], dy + two.size[0]) + above
+            width = max(one.size[1], dx + two.size[1]) + before
+            origin = one.origin + torch.minimum(apart[:1], torch.zeros_like(apart[:1]))
+            framed = one.framed(origin, (height, width), (above, before))
+            other = two.framed(origin, (height, width), (dy + above, dx + before))
+            return Windows(framed.values + other.values, origin)
+    return Dense(one.dense(shape) + two.dense(shape))
 
 
 def flat(values: Tensor, leading: int = 1) -> Tensor:
@@ -119,26 +252,50 @@ def flat(values: Tensor, leading: int = 1) -> Tensor:
 class Selection:
     """Unit rows: row r has ``sign[r]`` at flat element ``index[r]`` of a node of ``shape``, and zero elsewhere.
 
-    Where a ``window`` of the node that contains them all is given, they are walked as rows on windows.
+    ``mirrored`` says that the second half of the rows are the negatives of the first half.
     """
 
     index: Tensor
     sign: Tensor
     shape: tuple[int, ...]
-    window: Window | None = None
+    mirrored: bool = False
 
-    def inside(self, window: Window) -> Tensor:
-        """The rows written out on a window that contains them all, ``[R, *leading, h, w]``."""
-        *leading, height, width = self.shape
-        y, x = self.index // width % height - window.top, self.index % width - window.left
-        plane = self.index // (width * height)
-        count = int(torch.Size(leading).numel())
-        rows = self.sign.new_zeros((self.index.shape[0], count, window.height, window.width))
-        rows[torch.arange(self.index.shape[0], device=self.index.device), plane, y, x] = self.sign
-        return rows.reshape(-1, *leading, window.height, window.width)
+    def count(self) -> int:
+        """How many rows there are, a row and its negative counted once."""
+        return self.index.shape[0] // 2 if self.mirrored else self.index.shape[0]
+
+    def take(self, part: Tensor | slice) -> Selection:
+        """Some of the rows; of mirrored ones, these of the first half with their negatives."""
+        if isinstance(part, slice):
+            part = torch.arange(self.count(), device=self.index.device)[part]
+        part = torch.cat([part, part + self.count()]) if self.mirrored else part
+        return replace(self, index=self.index[part], sign=self.sign[part])
+
+    def half(self) -> Selection:
+        """The first half of mirrored rows."""
+        return Selection(self.index[: self.count()], self.sign[: self.count()], self.shape)
+
+    def windows(self) -> Windows:
+        """The rows of an image ``[1, C, H, W]`` as windows of one place."""
+        _, channels, height, width = self.shape
+        rows = torch.arange(self.index.shape[0], device=self.index.device)
+        values = self.sign.new_zeros((rows.shape[0], channels))
+        values[rows, self.index // (height * width)] = self.sign
+        return Windows(values.reshape(-1, 1, 1, channels), places(self.index, self.shape))
 
     def dense(self) -> Tensor:
         """The rows written out, ``[R, *shape]``."""
         rows = self.sign.new_zeros((self.index.shape[0], max(1, int(torch.Size(self.shape).numel()))))
         rows[torch.arange(self.index.shape[0], device=self.index.device), self.index] = self.sign
         return rows.reshape(-1, *self.shape)
+
+
+def places(index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``[R, 2]``: row and column in the image of flat elements of a node ``[1, C, H, W]``."""
+    height, width = shape[-2:]
+    return torch.stack([index // width % height, index % width], 1)
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether rows of a node of this shape can be held as windows."""
+    return len(shape) == 4 and shape[0] == 1 and min(shape[2:]) > 1

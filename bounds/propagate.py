@@ -10,26 +10,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from bounds.backward import State, backward, concretize
-from bounds.box import Box
+from bounds import machine
+from bounds.backward import State, backward
+from bounds.box import Box, LpBall
+from bounds.concretize import concretize
 from bounds.forward import Functions, step
 from bounds.graph import Node
 from bounds.interval import node_interval, relaxed_charge, size
-from bounds.layouts import Owner, Selection, Window, flat
+from bounds.layouts import Owner, Selection, flat
 from bounds.ops.base import Interval, Nonlinear, Relaxation
+from bounds.ops.univariate import PiecewiseLinear
 from bounds.plan import Plan
+from bounds.units import enclosed, with_parallel_lines
 
-TILE = 4
-"""Neurons of an image are bounded in tiles of this width and height, which share a window."""
+MEMORY = 1 << 29
+"""Bytes for the rows of one walk, where no budget is given."""
 
-ROW_ELEMENTS = 1 << 25
-"""Coefficients of one chunk of rows at the widest node: 128 MB in float32, times a few copies."""
+COPIES = 6
+"""How many times the rows at the widest node are held at once: before and after a step, their slopes, products."""
 
 Tighten = Callable[[Plan, State, int, Selection, Tensor], Tensor]
 """``(plan, state, node, unit rows, owners) -> lower bounds [R]`` of unit rows of a node."""
@@ -48,9 +52,10 @@ class _Draft:
     floor: Tensor
     crossed: Tensor
     functions: dict[int, Functions] | None
+    ball: LpBall | None
 
     def state(self) -> State:
-        return State(self.box, self.bounds, self.relaxations, self.charges, self.sizes, self.floor)
+        return State(self.box, self.bounds, self.relaxations, self.charges, self.sizes, self.floor, ball=self.ball)
 
 
 def propagate(
@@ -60,8 +65,9 @@ def propagate(
     inherited: Mapping[int, Interval] | None = None,
     tighten: Tighten | None = None,
     variables: Tensor | None = None,
+    ball: LpBall | None = None,
 ) -> tuple[State, Tensor]:
-    """Bounds and lines of every node over N boxes.
+    """Bounds and lines of every node over N boxes, or over what they have in common with N balls.
 
     ``inherited`` are bounds of watched nodes that are known to hold on these boxes (of their parents, or with splits
     applied); ``tighten`` improves the loose elements of watched nodes (``crown`` is the usual one; None: intervals
@@ -71,7 +77,7 @@ def propagate(
     """
     zero = torch.zeros((), dtype=plan.dtype, device=plan.device)
     crossed = torch.zeros(box.size, dtype=torch.bool, device=plan.device)
-    draft = _Draft(plan, box, {plan.input: (box.lower, box.upper)}, {}, {}, {}, zero, crossed, None)
+    draft = _Draft(plan, box, {plan.input: (box.lower, box.upper)}, {}, {}, {}, zero, crossed, None, ball)
     if variables is not None:
         draft.functions = {plan.input: Functions.of_box(box, variables, plan.rounding)}
     _measure(draft, plan.input)
@@ -97,6 +103,8 @@ def propagate(
 def _push(draft: _Draft, node: Node, functions: dict[int, Functions]) -> None:
     """Functions of a node; its bounds are intersected with theirs. Those that nobody reads any more are dropped."""
     functions[node.id] = step(draft.plan, node, functions, draft.relaxations)
+    if draft.plan.machine is not None and (error := machine.roundoff(draft.plan, node, draft.bounds)) is not None:
+        functions[node.id].distance[:, -1] += error
     below, above = functions[node.id].interval(draft.plan.rounding)
     low, high = torch.maximum(draft.bounds[node.id][0], below), torch.minimum(draft.bounds[node.id][1], above)
     if draft.plan.rounding is None:  # without error terms the two may cross
@@ -124,49 +132,84 @@ def relax(
     if plan.rounding is not None:
         variables = [o for o, c in zip(operands, constants, strict=True) if c is None]
         charges[node.id] = relaxed_charge(plan.rounding, node.op, relaxation, variables)
+    if plan.machine is not None and (error := machine.roundoff(plan, node, bounds)) is not None:
+        charges[node.id] = charges[node.id] + error
 
 
 def crown(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, until: float = math.inf) -> Tensor:
     """Lower bounds of unit rows by one backward walk each, in chunks: the usual ``Tighten``.
 
-    Neurons of an image are walked tile by tile, on windows. Rows whose turn comes after the time ``until``
-    (``time.monotonic()``) get -inf: nothing gained, nothing claimed.
+    Of mirrored rows, those that parallel lines settle are not walked again (``units.py``). Rows whose turn comes after
+    the time ``until`` (``time.monotonic()``) get -inf: nothing gained, nothing claimed.
     """
-    result = torch.full((owner.shape[0],), -torch.inf, dtype=plan.dtype, device=plan.device)
-    for part, window in _chunks(plan, units):
-        if time.monotonic() > until:
+    count = units.count()
+    result = _screened(plan, state, node, units, owner, until)
+    rows = _open(plan, state, node, units, owner, result)
+    for part in rows.split(max(1, chunk_rows(plan, node) * count // units.index.shape[0])):
+        if time.monotonic() > until or not part.shape[0]:
             break
-        owners = Owner(None, 1, part.shape[0]) if state.box.size == 1 else Owner.by_index(owner[part])
-        chosen = Selection(units.index[part], units.sign[part], units.shape, window)
-        lines = backward(plan, state, node, chosen, owners)
-        result[part] = concretize(plan, lines, state.box)
+        chosen, places = units.take(part), torch.cat([part, part + count]) if units.mirrored else part
+        lines = backward(plan, state, node, chosen, _owners(state, owner[places]))
+        result[places] = torch.maximum(result[places], concretize(plan, lines, state.box, state.ball))
     return result
 
 
-def _chunks(plan: Plan, units: Selection) -> Iterator[tuple[Tensor, Window | None]]:
-    """Places of the unit rows that are walked together, with their window where the node is an image."""
-    step, shape = chunk_rows(plan), units.shape
-    places = torch.arange(units.index.shape[0], device=units.index.device)
-    if len(shape) != 4 or min(shape[2:]) <= TILE:
-        for part in places.split(step):
-            yield part, None
-        return
-    height, width = shape[2:]
-    across = -(-width // TILE)
-    tile = (units.index // width % height) // TILE * across + (units.index % width) // TILE
-    order = torch.argsort(tile)
-    tiles, counts = torch.unique_consecutive(tile[order], return_counts=True)
-    for k, group in zip(tiles.tolist(), order.split(counts.tolist()), strict=True):
-        top, left = k // across * TILE, k % across * TILE
-        window = Window(top, left, min(TILE, height - top), min(TILE, width - left))
-        for part in group.split(step):
-            yield part, window
+def _screened(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, until: float) -> Tensor:
+    """``[R]``: lower bounds of mirrored rows by parallel lines, where they may settle something; else -inf."""
+    result = torch.full((owner.shape[0],), -torch.inf, dtype=plan.dtype, device=plan.device)
+    settling = any(isinstance(plan.graph.nodes[i].op, PiecewiseLinear) for i in plan.consumers[node])
+    lines = with_parallel_lines(plan, state, node) if units.mirrored and settling else None
+    if lines is None:
+        return result
+    first, count = units.half(), units.count()
+    for part in torch.arange(count, device=plan.device).split(chunk_rows(plan, node)):
+        if time.monotonic() > until:
+            break
+        low, high = enclosed(plan, lines, node, first.take(part), _owners(state, owner[part]))
+        result[part], result[part + count] = low, -high
+    return result
 
 
-def chunk_rows(plan: Plan) -> int:
-    """How many dense rows are walked at once."""
-    widest = max(int(torch.Size(n.shape).numel()) for n in plan.graph.nodes if n.id in plan.operands)
-    return max(1, ROW_ELEMENTS // max(1, widest))
+def _open(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, found: Tensor) -> Tensor:
+    """Places of the rows (of mirrored ones, in their first half) that some consumer still wants better bounds of."""
+    count = units.count()
+    if not units.mirrored or bool(torch.isinf(found).all()):
+        return torch.arange(count, device=plan.device)
+    low, high = (flat(b).clone() for b in state.bounds[node])
+    place = (owner[:count], units.index[:count])
+    low[place] = torch.maximum(low[place], found[:count])
+    high[place] = torch.minimum(high[place], -found[count:])
+    shape = (-1, *units.shape)
+    wanted = loose(plan, state.bounds, node, (low.reshape(shape), high.reshape(shape)))
+    return flat(wanted)[place].nonzero().flatten()
+
+
+def _owners(state: State, owner: Tensor) -> Owner:
+    return Owner.shared(owner.shape[0]) if state.box.size == 1 else Owner.by_index(owner)
+
+
+def chunk_rows(plan: Plan, target: int | None = None) -> int:
+    """How many rows of ``target`` (None: the output) are walked at once within the plan's memory.
+
+    Raises ``ValueError`` where that is less than what one row needs.
+    """
+    target = plan.output if target is None else target
+    needed = COPIES * plan.dtype.itemsize * _widest(plan, target)
+    memory = MEMORY if plan.memory is None else plan.memory
+    if needed > memory and plan.memory is not None:
+        name = plan.graph.nodes[target].name or str(target)
+        raise ValueError(f"one row of bounds of node {name} needs {needed} bytes, and the budget is {memory}: raise it")
+    return max(1, memory // needed)
+
+
+def _widest(plan: Plan, target: int) -> int:
+    """Elements of the widest node on the way from ``target`` to the input."""
+    reached, widest = {target}, 1
+    for node in reversed(plan.graph.nodes[: target + 1]):
+        if node.id in reached and (node.id in plan.operands or node.id == plan.input):
+            widest = max(widest, int(torch.Size(node.shape).numel()))
+            reached.update(node.inputs)
+    return widest
 
 
 def _watch(draft: _Draft, node: Node, inherited: Mapping[int, Interval] | None, tighten: Tighten | None) -> None:
@@ -174,10 +217,9 @@ def _watch(draft: _Draft, node: Node, inherited: Mapping[int, Interval] | None, 
     low, high = draft.bounds[node.id]
     if inherited is not None and node.id in inherited:
         low, high = torch.maximum(low, inherited[node.id][0]), torch.minimum(high, inherited[node.id][1])
-    if tighten is not None and node.id not in draft.plan.direct:
+    if tighten is not None and (node.id not in draft.plan.direct or draft.ball is not None):
         draft.bounds[node.id] = (low, high)
-        loose = _loose(draft, node)
-        where = flat(loose).nonzero()
+        where = flat(loose(draft.plan, draft.bounds, node.id, (low, high))).nonzero()
         if where.shape[0]:
             low, high = _tightened(draft, node, where, tighten)
     crossing = flat(low > high).any(1)
@@ -187,25 +229,25 @@ def _watch(draft: _Draft, node: Node, inherited: Mapping[int, Interval] | None, 
     draft.bounds[node.id] = (low, high)
 
 
-def _loose(draft: _Draft, node: Node) -> Tensor:
-    """Which elements some consumer wants better bounds of, ``[N, *shape]``."""
-    low, high = draft.bounds[node.id]
-    loose = torch.zeros_like(low, dtype=torch.bool)
-    for consumer in draft.plan.consumers[node.id]:
-        op = draft.plan.graph.nodes[consumer].op
+def loose(plan: Plan, bounds: Mapping[int, Interval], node: int, interval: Interval) -> Tensor:
+    """Which elements of a node in ``interval`` some consumer wants better bounds of, ``[N, *shape]``."""
+    low, high = interval
+    found = torch.zeros_like(low, dtype=torch.bool)
+    for consumer in plan.consumers[node]:
+        op = plan.graph.nodes[consumer].op
         if isinstance(op, Nonlinear):
-            loose |= op.loose(low, high, *_others(draft, consumer, node.id))
-    return loose
+            found |= op.loose(low, high, *_others(plan, bounds, consumer, node))
+    return found
 
 
-def _others(draft: _Draft, consumer: int, node: int) -> list[Tensor]:
+def _others(plan: Plan, bounds: Mapping[int, Interval], consumer: int, node: int) -> list[Tensor]:
     """What is known of the other operands of ``consumer``: constants as they are, both ends of a variable."""
     found: list[Tensor] = []
-    for i, constant in zip(draft.plan.graph.nodes[consumer].inputs, draft.plan.operands[consumer], strict=True):
+    for i, constant in zip(plan.graph.nodes[consumer].inputs, plan.operands[consumer], strict=True):
         if constant is not None:
             found.append(constant)
-        elif i != node and i in draft.bounds:
-            found += draft.bounds[i]
+        elif i != node and i in bounds:
+            found += bounds[i]
     return found
 
 
@@ -214,7 +256,7 @@ def _tightened(draft: _Draft, node: Node, where: Tensor, tighten: Tighten) -> In
     low, high = draft.bounds[node.id]
     owner, index = where[:, 0], where[:, 1]
     one = torch.ones(index.shape[0], dtype=low.dtype, device=low.device)
-    units = Selection(torch.cat([index, index]), torch.cat([one, -one]), node.shape)
+    units = Selection(torch.cat([index, index]), torch.cat([one, -one]), node.shape, mirrored=True)
     found = tighten(draft.plan, draft.state(), node.id, units, torch.cat([owner, owner]))
     below, above = found.chunk(2)
     low, high = flat(low).clone(), flat(high).clone()

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from bounds.layouts import Window
+from bounds.layouts import Selection, Windows
 from bounds.rounding import Rounding
 
 Shape = tuple[int, ...]
@@ -189,6 +189,9 @@ class Nonlinear(Op):
 
     __slots__ = ()
     elementwise: ClassVar[bool] = True
+    through_origin: ClassVar[bool] = False
+    """Whether the only parameter is the slope of a lower line that passes through 0 wherever there is a choice, so that
+    the rest of the lines never changes with it."""
 
     @abstractmethod
     def relaxation(
@@ -230,6 +233,14 @@ class Nonlinear(Op):
     def across(self, slopes: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, ...]:
         """The transpose of ``along``: coefficient rows of the node to those of its variable operands."""
         return tuple(rows * s for s in slopes)
+
+    def roundoff(self, operands: Sequence[Interval], result: Interval, machine: Rounding) -> Tensor | None:
+        """``[N, *node shape]``: how far a machine of that rounding model can be off when it computes the operator from
+        operands in their intervals, with exact results in ``result``. None: it is exact (a selection).
+
+        Raises ``UnsupportedOperatorError`` where there is no model (the default).
+        """
+        raise UnsupportedOperatorError(f"no model of how {type(self).__name__} rounds in float32 (semantics 'float32')")
 
     def terms(self, *shapes: Shape) -> int:
         """Upper bound of the number of products that ``along`` and ``across`` sum into one element."""
@@ -287,20 +298,26 @@ class Affine(Op):
             (result,) = torch.autograd.grad((linear(point) * rows).sum(), point, create_graph=differentiable)
         return result
 
-    def pullback_window(
-        self, rows: Tensor, window: Window, position: int, operands: Sequence[Tensor | None], shape: Shape
-    ) -> tuple[Tensor, Window] | None:
-        """``pullback`` of rows that vanish outside a window of the result; None: only dense rows can be pulled back."""
+    def pullback_windows(
+        self, rows: Windows, position: int, operands: Sequence[Tensor | None], shape: Shape
+    ) -> Windows | None:
+        """``pullback`` of windows of the result, both images; None: only dense rows can be pulled back.
+
+        The default knows elementwise operators whose operands are not repeated.
+        """
         full = [o for o in operands if o is not None]
-        if not self.elementwise or len(shape) < 2 or any(o.ndim != rows.ndim for o in full):
+        image = (rows.values.shape[3], *rows.size)
+        if not self.elementwise or shape[1] != image[0] or any(o.shape[1:] != shape for o in full):
             return None
-        cropped = [None if o is None else window.crop(o) for o in operands]
-        patch = (*shape[:-2], window.height, window.width)
-        # An operand that is repeated along an image axis gets contributions from outside such a window too.
-        repeated = window.top + window.height > shape[-2] or window.left + window.width > shape[-1]
-        if repeated or rows.shape[1:] != patch:
-            return None
-        return self.pullback(rows, position, cropped, patch), window
+        at = [None if o is None else rows.gather(None, o).permute(0, 3, 1, 2).unsqueeze(1) for o in operands]
+        result = self.pullback(rows.images().unsqueeze(1), position, at, (1, *image))
+        return Windows(result.squeeze(1).permute(0, 2, 3, 1).contiguous(), rows.origin)
+
+    def unit_windows(
+        self, units: Selection, position: int, operands: Sequence[Tensor | None], shape: Shape
+    ) -> Windows | None:
+        """``unit_rows`` with their signs, as windows of the operand, where both are images; None: no cheap way."""
+        return None
 
     def unit_rows(self, index: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor | None:
         """``pullback`` of unit rows: row r is one at flat element ``index[r]`` of the result, zero elsewhere.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bounds.layouts import Window
+from bounds.layouts import Selection, Windows, places
 from bounds.ops import reading
 from bounds.ops.arithmetic import Add
 from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Shape
@@ -84,25 +84,32 @@ class Conv(Affine):
             flat = functional.pad(flat, reversed_pads([-p for p in self.pads]))
         return flat.reshape(rows.shape[0], *shape)
 
-    def pullback_window(
-        self, rows: Tensor, window: Window, position: int, operands: Sequence[Tensor | None], shape: Shape
-    ) -> tuple[Tensor, Window] | None:
-        """The full transposed convolution of the patch, cut at the edges of the image."""
+    def pullback_windows(
+        self, rows: Windows, position: int, operands: Sequence[Tensor | None], shape: Shape
+    ) -> Windows | None:
+        """The full transposed convolution of each window; what falls outside the image is cut off."""
         weight = operands[1]
-        assert weight is not None
-        if len(self.strides) != 2 or position != 0:
-            return None
-        flat = functional.conv_transpose2d(
-            rows.flatten(0, 1), weight, None, self.strides, 0, 0, self.groups, self.dilations
+        assert position == 0 and weight is not None
+        images = functional.conv_transpose2d(
+            rows.images(), weight, None, self.strides, 0, 0, self.groups, self.dilations
         )
-        top, left = window.top * self.strides[0] - self.pads[0], window.left * self.strides[1] - self.pads[1]
-        bottom, right = min(top + flat.shape[-2], shape[-2]), min(left + flat.shape[-1], shape[-1])
-        above, before = max(0, -top), max(0, -left)
-        if bottom <= top + above or right <= left + before:  # the patch sees nothing but padding
-            return rows.new_zeros((rows.shape[0], *shape[:-2], 1, 1)), Window(0, 0, 1, 1)
-        flat = flat[..., above : bottom - top, before : right - left]
-        place = Window(top + above, left + before, flat.shape[-2], flat.shape[-1])
-        return flat.reshape(rows.shape[0], *shape[:-2], place.height, place.width), place
+        return Windows.of_images(images, self._origin(rows.origin), shape)
+
+    def unit_windows(
+        self, units: Selection, position: int, operands: Sequence[Tensor | None], shape: Shape
+    ) -> Windows | None:
+        """Each row is one filter."""
+        weight = operands[1]
+        assert position == 0 and weight is not None
+        if self.groups != 1 or any(d != 1 for d in self.dilations):
+            return None
+        plane = units.shape[2] * units.shape[3]
+        filters = weight[units.index // plane] * units.sign.reshape(-1, 1, 1, 1)
+        return Windows.of_images(filters, self._origin(places(units.index, units.shape)), shape)
+
+    def _origin(self, origin: Tensor) -> Tensor:
+        """Where the windows of the operand begin that the results at ``origin`` ``[R, 2]`` see."""
+        return origin * origin.new_tensor(self.strides) - origin.new_tensor(self.pads[:2])
 
     def unit_rows(self, index: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor | None:
         """Each row is one filter, laid into zeros at its window."""

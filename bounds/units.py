@@ -1,0 +1,92 @@
+"""Bounds of single elements of a node: which of them a cheap walk settles already.
+
+Most elements that intervals leave open turn out to need no good bound: a ReLU whose input is seen to be positive is
+linear, and a better bound changes nothing. So each of them is first walked with *parallel* lines, the same slope below
+and above a nonlinear node. Then the row of its upper bound is the negative of that of its lower bound all the way to
+the input, one walk gives both, and no step asks for the sign of a coefficient. Only what is still open after that is
+worth the two walks that choose a line for each coefficient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bounds.backward import State, start, steps, weigh
+from bounds.interval import relaxed_charge
+from bounds.layouts import Owner, Selection
+from bounds.ops.base import Affine, Interval, Line, Relaxation
+from bounds.ops.univariate import Univariate
+from bounds.plan import Plan
+
+
+def with_parallel_lines(plan: Plan, state: State, target: int) -> State | None:
+    """The same state with lower lines of the slopes of the upper ones; None where an operator before ``target`` has no
+    such lines."""
+    relaxations, charges = dict(state.relaxations), dict(state.charges)
+    for node, relaxation in state.relaxations.items():
+        if node > target:
+            continue
+        op = plan.graph.nodes[node].op
+        if not isinstance(op, Univariate):
+            return None
+        inputs = plan.graph.nodes[node].inputs
+        operands = [state.bounds[i] if c is None else (c, c) for i, c in zip(inputs, plan.operands[node], strict=True)]
+        slope = relaxation.upper[0].slopes[0]
+        found = op.relaxation(operands, plan.rounding, (slope, slope))
+        lower, upper = found.lower[0], found.upper[0]
+        if not torch.equal(lower.slopes[0], upper.slopes[0]):
+            return None
+        found = Relaxation((Line(upper.slopes, lower.offset),), (upper,))
+        relaxations[node] = found
+        if plan.rounding is not None:
+            # Middle and half-distance of the offsets are two sums, and off by a few units themselves.
+            charges[node] = charges[node] + 3 * relaxed_charge(plan.rounding, op, found, operands[:1])
+    return replace(state, relaxations=relaxations, charges=charges)
+
+
+def enclosed(plan: Plan, state: State, target: int, units: Selection, owner: Owner) -> Interval:
+    """``(lower, upper)`` ``[R]`` of unit elements of ``target`` by one walk of a state with parallel lines.
+
+    With a rounding model they hold in exact arithmetic. ``owner``: by index, or of one box.
+    """
+    walk = start(plan, state, target, units, owner)
+    walk.mirrored = True
+    for _ in steps(walk, target, _entry(plan)):
+        pass
+    middle, away, size = walk.bias, walk.distance, torch.zeros_like(walk.bias)
+    terms = 8
+    for node, rows in walk.rows.items():
+        low, high = state.bounds[node]
+        radius = (high - low) / 2
+        middle = middle + rows.dot(walk.owner, rows.values, low + radius)
+        away = away + rows.dot(walk.owner, rows.values.abs(), radius)
+        terms += 2 * low[0].numel()
+        if plan.rounding is not None:
+            size = size + weigh(rows, state.sizes[node])
+    if plan.rounding is not None:
+        # Two sums of terms of at most twice the size; centre and radius are off by units of it themselves.
+        error = size * (8 * plan.rounding.gamma(terms)) + terms * 16 * plan.rounding.tiny
+        error = (error + walk.total_error()) * (1 + 8 * plan.rounding.unit)
+        away = plan.rounding.up(away + error)
+        return _known(plan.rounding.down(middle - away)), -_known(-plan.rounding.up(middle + away))
+    return _known(middle - away), -_known(-(middle + away))
+
+
+def _entry(plan: Plan) -> int:
+    """The last node that is a mere rearrangement of the input: its bounds are the box."""
+    entry = plan.input
+    for node in plan.graph.nodes[entry + 1 :]:
+        if entry not in node.inputs:
+            continue
+        if plan.consumers[entry] != (node.id,) or not isinstance(node.op, Affine) or plan.accumulation(node):
+            break
+        entry = node.id
+    return entry
+
+
+def _known(lower: Tensor) -> Tensor:
+    """Lower bounds, with -inf where they overflowed."""
+    return torch.nan_to_num(lower, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
