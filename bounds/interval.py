@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bounds import machine
 from bounds.graph import Node
 from bounds.ops.base import Affine, Interval, Nonlinear, Relaxation
+from bounds.ops.shaping import Reshape
+from bounds.ops.univariate import PiecewiseLinear
 from bounds.plan import Plan
 from bounds.rounding import Rounding
 
 if TYPE_CHECKING:
     from bounds.backward import State
+    from bounds.box import Box
 
 
 def node_interval(plan: Plan, node: Node, bounds: Mapping[int, Interval]) -> tuple[Interval, Tensor | None]:
@@ -38,7 +42,49 @@ def node_interval(plan: Plan, node: Node, bounds: Mapping[int, Interval]) -> tup
         charge = _interval_charge(plan, plan.rounding, node, bounds)
         if charge is not None and node.id in plan.errors:
             low, high = plan.rounding.down(low - charge), plan.rounding.up(high + charge)
+    if plan.machine is not None:
+        error = machine.roundoff(plan, node, bounds)
+        low, high = machine.widened(plan, (low, high), error)
+        if error is not None and node.id in plan.affine:
+            charge = error if charge is None else charge + error
     return finite_or_infinite(low, high), charge
+
+
+def search_intervals(plan: Plan, box: Box) -> dict[int, Interval]:
+    """Intervals of all nodes without error terms, by id, and nothing else: the quick way where no lines are wanted."""
+    bounds: dict[int, Interval] = {plan.input: (box.lower, box.upper)}
+    for node in plan.graph.nodes:
+        constants = plan.operands.get(node.id)
+        if constants is None:
+            continue
+        if node.id in plan.magnitudes:
+            low, high = _around(plan, node, bounds)
+        else:
+            operands = [bounds[i] if c is None else (c, c) for i, c in zip(node.inputs, constants, strict=True)]
+            low, high = node.op.interval(operands, None)
+            if isinstance(node.op, PiecewiseLinear | Reshape):  # NaN does not arise
+                bounds[node.id] = low, high
+                continue
+        bounds[node.id] = finite_or_infinite(low, high)
+    return bounds
+
+
+def _around(plan: Plan, node: Node, bounds: Mapping[int, Interval]) -> Interval:
+    """Middle and radius of an affine node from those of its operands, with the absolute constants at hand."""
+    op, centres, radii = node.op, list[Tensor](), list[Tensor]()
+    assert isinstance(op, Affine)
+    sizes = plan.magnitudes[node.id]
+    for k, (source, constant) in enumerate(zip(node.inputs, plan.operands[node.id], strict=True)):
+        if constant is None:
+            low, high = bounds[source]
+            centres.append(torch.lerp(low, high, 0.5))
+            radii.append(high - centres[-1])
+        else:
+            centres.append(constant)
+            if sizes[k] is not None:
+                radii.append(sizes[k])  # type: ignore[arg-type]
+    centre, radius = op.forward(*centres), op.absolute(*radii)
+    return centre - radius, centre + radius
 
 
 def finite_or_infinite(low: Tensor, high: Tensor) -> Interval:

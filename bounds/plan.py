@@ -9,7 +9,7 @@ of its operands (see ``charge`` in ``interval.py``).
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch import Tensor
 from bounds.graph import Const, Graph, Input, Node
 from bounds.ops.base import Affine
 from bounds.rounding import Rounding
+
+KEPT_MAGNITUDES = 1 << 23
+"""Elements of constants up to which their absolute values are kept too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +31,10 @@ class Plan:
     places as ``operands``), absent where all are exact. ``affine``: variable nodes that are affine in their variable
     operands; ``relaxed``: the other variable nodes; ``watched``: nodes whose bounds a relaxed node reads;
     ``direct``: watched nodes whose interval bounds cannot be improved by backward bounds (one mixing step above the
-    input at most). ``memory``: bytes that coefficient rows may take at once (None: a usual amount).
+    input at most). ``machine``: the arithmetic whose results are bounded too (``machine.py``), None: exact arithmetic
+    alone. ``memory``: bytes that coefficient rows may take at once (None: a usual amount); ``windows``: whether those
+    over images may be held as windows. ``magnitudes``: absolute values of the constants of affine nodes that sum
+    (None for variable operands and for what is only added), where they are small enough to be kept.
     """
 
     graph: Graph
@@ -43,7 +49,10 @@ class Plan:
     watched: tuple[int, ...]
     direct: frozenset[int]
     consumers: Mapping[int, tuple[int, ...]]
+    machine: Rounding | None = None
     memory: int | None = None
+    windows: bool = True
+    magnitudes: Mapping[int, tuple[Tensor | None, ...]] = field(default_factory=dict)
 
     @property
     def input(self) -> int:
@@ -115,6 +124,9 @@ def prepare(
         if bool((constant != 0).any()):
             offset[node.id] = constant
     watched = {i for r in relaxed for i in graph.nodes[r].inputs if variable[i]}
+    magnitudes = {
+        i: sizes for i in sorted(affine) if (sizes := _magnitudes(graph, graph.nodes[i], operands[i])) is not None
+    }
     consumers = {i: tuple(n.id for n in graph.nodes if i in n.inputs) for i in range(len(graph.nodes)) if variable[i]}
     return Plan(
         graph,
@@ -129,7 +141,21 @@ def prepare(
         tuple(sorted(watched)),
         frozenset(_direct(graph, affine) & watched),
         consumers,
+        magnitudes=magnitudes,
     )
+
+
+def _magnitudes(graph: Graph, node: Node, constants: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
+    op = node.op
+    assert isinstance(op, Affine)
+    elements = sum(c.numel() for c in constants if c is not None)
+    if (
+        op.elementwise
+        or elements > KEPT_MAGNITUDES
+        or not op.accumulation(*(graph.nodes[i].shape for i in node.inputs))
+    ):
+        return None
+    return tuple(None if c is None or k in op.offsets else c.abs() for k, c in enumerate(constants))
 
 
 def _constants(graph: Graph, node: Node) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
