@@ -1,15 +1,17 @@
-"""Dual ascent without autograd: better slopes, split multipliers and literal weights for a few forward passes.
+"""Dual ascent without autograd: better lines, split multipliers and literal weights for a few forward passes.
 
-A backward walk is a lower bound for any lower slope ``a`` in [0, 1] of an unstable ReLU, any multiplier
-``beta >= 0`` of a split and any weights ``lambda >= 0`` of a clause's literals. Its gradient needs no tape: run the
-minimising corner of the box forward through the *selected* lines (lower where the coefficient was positive, upper
-where it was negative); with the pre-activation ``z`` of that pass
+A backward walk is a lower bound for any parameters of the lines around relaxed nodes, any multiplier ``beta >= 0`` of
+a split and any weights ``lambda >= 0`` of a clause's literals. Its gradient needs no tape: run the minimising corner
+of the box forward through the *selected* lines (lower where the coefficient A was positive, upper where it was
+negative); with the values z of that pass
 
-    d bound / d a_j = A_j+ z_j        d bound / d beta_j = -sign_j z_j        d bound / d lambda_k = g_k - rhs_k
+    d bound / d p = A+ (d lower line / d p at z)  or  A- (d upper line / d p at z)
+    d bound / d beta_j = -sign_j z_j              d bound / d lambda_k = g_k - rhs_k
 
-(the envelope theorem; the same pass gives branching scores and a point to try as a counterexample). The bound is not
-concave in the slopes of several layers together, so the best iterate is kept. Nothing here carries error terms: what
-counts is one deciding pass afterwards with the slopes, multipliers and weights found.
+(the envelope theorem; for the lower slope of a ReLU the first is ``A+ z``). The same pass gives branching scores and a
+point to try as a counterexample. The bound is not concave in the lines of several layers together, so the best iterate
+is kept (``climb.py``). Nothing here carries error terms: what counts is one deciding pass afterwards with the
+parameters, multipliers and weights found.
 """
 
 from __future__ import annotations
@@ -17,24 +19,45 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bounds.backward import LinearBounds, State
+from bounds.climb import Pace, Slope, climb
 from bounds.concretize import minimiser
-from bounds.dual import Dual, Multipliers, Objective, by_rows, evaluate, initial, recast, with_slopes
-from bounds.layouts import Selection
-from bounds.ops.base import Nonlinear
+from bounds.condensed import Condensed
+from bounds.condensed_walk import CondensedRows
+from bounds.dual import (
+    Dual,
+    Multipliers,
+    Objective,
+    Slopes,
+    by_rows,
+    each,
+    evaluate,
+    freedoms,
+    initial,
+    operands,
+    recast,
+    with_slopes,
+)
+from bounds.layouts import Selection, flat
+from bounds.ops.base import Interval, Nonlinear, Parameters
 from bounds.plan import Plan
 from bounds.propagate import Tighten, chunk_rows
+
+INNER = Pace(20, rate=0.4, decay=0.95, patience=3, least=0.03)
+"""How inner neurons ascend: large steps, and no more once a neuron gains little."""
+OUTER = Pace(20, rate=0.4, decay=0.95)
+"""How what is asked for ascends."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ascended:
     """The best bound ``[R]`` of each row, the multipliers that give it, the corner ``[R, *input shape]`` that
-    attains the last walk's bound, and the coefficient rows of the last walk at nonlinear nodes."""
+    attains it, and the coefficient rows of its walk at nonlinear nodes."""
 
     bound: Tensor
     multipliers: Multipliers
@@ -43,62 +66,139 @@ class Ascended:
 
 
 def ascend(dual: Dual, start: Multipliers, steps: int, rate: float = 0.1) -> Ascended:
-    """``steps`` ascent steps (Adam, decaying rate) from ``start``; 0 steps: one walk with ``start`` as it is.
+    """At most ``steps`` ascent steps from ``start``; 0 steps: one walk with ``start`` as it is.
 
-    Ends early when every row has reached a positive bound.
+    A row whose bound is positive stops. The bound is never below that of ``start``.
     """
-    current = start.copy()
-    variables = [*current.slopes.values(), *current.betas.values(), current.weights]
-    moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in variables]
-    best: Ascended | None = None
-    for step in range(steps + 1):
-        lines, bound = evaluate(dual, current)
+    rows, point, scale = DualRows.of(dual, start)
+    top = climb(rows, point, scale, Pace(steps, rate), 0.0).point if steps else point
+    found = rows.multipliers(top)
+    lines, bound = evaluate(dual, found)
+    return Ascended(bound, found, minimiser(lines, dual.state.box, dual.state.ball), lines.trace)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Where some of the P numbers of a row stand: parameters of one side (0, 1) of a node's lines, or the betas (2) of
+    a split node."""
+
+    node: int
+    kind: int
+    columns: slice
+
+
+@dataclass(slots=True)
+class DualRows(Slope):
+    """The rows of a ``Dual`` as functions of all its multipliers, side by side: parameters of lines, betas, weights.
+
+    ``bounds``: least and greatest values ``[R, P]``; ``weights``: those of the start (where one is 0 it stays 0).
+    """
+
+    dual: Dual
+    parts: tuple[_Part, ...]
+    bounds: Interval
+    weights: Tensor
+    chosen: Multipliers
+    lines: LinearBounds | None = None
+
+    @staticmethod
+    def of(dual: Dual, start: Multipliers) -> tuple[DualRows, Tensor, Tensor]:
+        """The rows, their starting point ``[R, P]`` and the range of each number (1 where it has no end)."""
+        parts, pieces, least, greatest = list[_Part](), list[Tensor](), list[Tensor](), list[Tensor]()
+        first, free, count = 0, freedoms(dual.plan, dual.state), dual.state.box.size
+
+        def add(node: int, kind: int, values: Tensor, low: Tensor, high: Tensor) -> None:
+            nonlocal first
+            shape = (count, *values.shape[1:])
+            for pile, entry in zip((pieces, least, greatest), (values, low, high), strict=True):
+                pile.append(flat(entry.expand(shape)))
+            parts.append(_Part(node, kind, slice(first, first + pieces[-1].shape[1])))
+            first = parts[-1].columns.stop
+
+        for node, pair in start.slopes.items():
+            for kind, (values, side) in enumerate(zip(pair, free[node], strict=True)):
+                if values is not None and side is not None:
+                    add(node, kind, values, side.least, side.greatest)
+        for node, values in start.betas.items():
+            add(node, 2, values, torch.zeros_like(values), torch.full_like(values, torch.inf))
+        ones = torch.ones_like(start.weights)
+        low, high = torch.cat([*least, 0 * ones], 1), torch.cat([*greatest, ones], 1)
+        point = torch.cat([*pieces, start.weights], 1)
+        scale = torch.where(torch.isinf(high), 1.0, high - low).clamp(min=0)
+        return DualRows(dual, tuple(parts), (low, high), start.weights, start), point, scale
+
+    def multipliers(self, point: Tensor) -> Multipliers:
+        """The multipliers at a point (views of it)."""
+        nodes = self.dual.plan.graph.nodes
+        slopes, betas = dict[int, list[Tensor | None]](), dict[int, Tensor]()
+        for part in self.parts:
+            values = point[:, part.columns].reshape(-1, *nodes[part.node].shape)
+            if part.kind == 2:
+                betas[part.node] = values
+            else:
+                slopes.setdefault(part.node, [None, None])[part.kind] = values
+        literals = self.dual.objective.rhs.shape[1]
+        pairs: Slopes = {node: (below, above) for node, (below, above) in slopes.items()}
+        return Multipliers(pairs, betas, point[:, point.shape[1] - literals :])
+
+    def value(self, point: Tensor) -> Tensor:
+        """The lower bounds: one backward walk."""
+        self.chosen = self.multipliers(point)
+        self.lines, bound = evaluate(self.dual, self.chosen)
+        return bound
+
+    def gradient(self) -> Tensor:
+        """From one forward pass of each row's minimising corner."""
+        dual, plan, chosen, lines = self.dual, self.dual.plan, self.chosen, self.lines
+        assert lines is not None
         corner = minimiser(lines, dual.state.box, dual.state.ball)
-        best = _better(best, Ascended(bound, current.copy(), corner, lines.trace))
-        if step == steps or bool((best.bound > 0).all()):
-            break
-        gradients = _gradients(dual, current, lines, corner)
-        _adam(variables, gradients, moments, rate * 0.97**step, len(current.slopes), step)
-    assert best is not None
-    return best
+        values = primal(plan, with_slopes(plan, dual.state, chosen.slopes), dual.target, lines.trace, corner)
+        sides = {n: self._sides(n, pair, lines.trace.get(n), values) for n, pair in chosen.slopes.items()}
+        found = []
+        for part in self.parts:
+            piece = -dual.signs[part.node] * values[part.node] if part.kind == 2 else sides[part.node][part.kind]
+            assert piece is not None
+            found.append(flat(piece))
+        target = values[dual.target].unsqueeze(1)
+        found.append((dual.objective.rows * target).flatten(2).sum(2) - dual.objective.rhs)
+        return torch.cat(found, 1)
 
+    def _sides(self, node: int, pair: Parameters, rows: Tensor | None, values: Mapping[int, Tensor]) -> Parameters:
+        """The derivatives by the parameters of one node, zero where no row meets it."""
+        plan, state = self.dual.plan, self.dual.state
+        if rows is None:
+            return tuple(None if p is None else torch.zeros_like(p) for p in pair)  # type: ignore[return-value]
+        op, constants = plan.graph.nodes[node].op, plan.operands[node]
+        assert isinstance(op, Nonlinear)
+        variables = [values[i] for i, c in zip(plan.graph.nodes[node].inputs, constants, strict=True) if c is None]
+        below, above = op.ascent(operands(plan, state, node), pair, variables)
+        return (
+            None if below is None else rows.clamp(min=0) * below,
+            None if above is None else rows.clamp(max=0) * above,
+        )
 
-def _better(best: Ascended | None, new: Ascended) -> Ascended:
-    """Row by row the better bound's multipliers; trace and corner follow the better rows too."""
-    if best is None:
-        return new
-    gain = new.bound > best.bound
+    def project(self, point: Tensor) -> None:
+        """To useful parameters, betas >= 0 and, where there are several, weights on a simplex."""
+        literals = self.weights.shape[1]
+        weights = point[:, point.shape[1] - literals :]
+        kept = self.weights
+        if literals > 1:
+            kept = weights.clamp(min=1e-4) * (kept > 0)
+            kept.div_(kept.sum(1, keepdim=True).clamp(min=1e-30))
+        torch.clamp(point, *self.bounds, out=point)
+        weights.copy_(kept)
 
-    def pick(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(gain.reshape(-1, *[1] * (a.ndim - 1)), b, a)
-
-    old, fresh = best.multipliers, new.multipliers
-    return Ascended(
-        pick(best.bound, new.bound),
-        Multipliers(
-            {n: pick(s, fresh.slopes[n]) for n, s in old.slopes.items()},
-            {n: pick(b, fresh.betas[n]) for n, b in old.betas.items()},
-            pick(old.weights, fresh.weights),
-        ),
-        pick(best.corner, new.corner),
-        {n: pick(t, new.trace[n]) for n, t in best.trace.items() if n in new.trace},
-    )
-
-
-def _gradients(dual: Dual, current: Multipliers, lines: LinearBounds, corner: Tensor) -> list[Tensor]:
-    """Gradients in the order slopes, betas, weights, from one forward pass of the corner."""
-    plan = dual.plan
-    values = primal(plan, with_slopes(dual.state, current.slopes), dual.target, lines.trace, corner)
-    slopes = []
-    for node, slope in current.slopes.items():
-        before = values[plan.graph.nodes[node].inputs[0]]
-        rows = lines.trace.get(node)
-        # A stable neuron's line is exact as it stands (its upper offset is 0): only the unstable ones move.
-        unstable = dual.state.relaxations[node].upper[0].offset > 0
-        slopes.append(torch.zeros_like(slope) if rows is None else rows.clamp(min=0) * before * unstable)
-    betas = [-dual.signs[node] * values[node] for node in current.betas]
-    weights = (dual.objective.rows * values[dual.target].unsqueeze(1)).flatten(2).sum(2) - dual.objective.rhs
-    return [*slopes, *betas, weights]
+    def take(self, index: Tensor) -> DualRows:
+        """Some of the rows."""
+        low, high = self.bounds
+        return replace(
+            self,
+            dual=self.dual.take(index),
+            bounds=(low[index], high[index]),
+            weights=self.weights[index],
+            chosen=self.chosen.take(index, self.dual.plan.dtype),
+            lines=None,
+        )
 
 
 def primal(plan: Plan, state: State, target: int, trace: Mapping[int, Tensor], corner: Tensor) -> dict[int, Tensor]:
@@ -108,69 +208,130 @@ def primal(plan: Plan, state: State, target: int, trace: Mapping[int, Tensor], c
         if node.id == plan.input or node.id not in plan.operands:
             continue
         constants = plan.operands[node.id]
-        operands = [values[i] if c is None else c for i, c in zip(node.inputs, constants, strict=True)]
+        inputs = [values[i] if c is None else c for i, c in zip(node.inputs, constants, strict=True)]
         rows = trace.get(node.id)
         if node.id in plan.affine or rows is None:
-            values[node.id] = node.op.forward(*operands)
+            values[node.id] = node.op.forward(*inputs)
             continue
         relaxation = state.relaxations[node.id]
         lower, upper = relaxation.lower[0], relaxation.upper[0]
-        positive = rows > 0
         assert isinstance(node.op, Nonlinear)
-        variables = [o for o, c in zip(operands, constants, strict=True) if c is None]
+        variables = [o for o, c in zip(inputs, constants, strict=True) if c is None]
         below, above = (node.op.along(line.slopes, variables) + line.offset for line in (lower, upper))
-        total = torch.where(positive, below, above)
-        values[node.id] = total
+        values[node.id] = torch.where(rows > 0, below, above)
     return values
 
 
-def _adam(
-    variables: list[Tensor],
-    gradients: list[Tensor],
-    moments: list[tuple[Tensor, Tensor]],
-    rate: float,
-    slopes: int,
-    step: int,
-) -> None:
-    """One in-place step of Adam upward, then the projection: the first ``slopes`` variables to [0, 1], the last (the
-    weights) to a simplex, the betas between them to >= 0."""
-    first, second = 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1)
-    for k, (variable, gradient, (mean, square)) in enumerate(zip(variables, gradients, moments, strict=True)):
-        mean.mul_(0.9).add_(gradient, alpha=0.1)
-        square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        update = (mean / first) / ((square / second).sqrt_().add_(1e-8))
-        if k == len(variables) - 1:
-            if variable.shape[1] > 1:
-                present = variable > 0
-                variable.add_(update * present, alpha=rate).clamp_(min=1e-4).mul_(present)
-                variable.div_(variable.sum(1, keepdim=True).clamp(min=1e-30))
-            continue
-        variable.add_(update, alpha=rate).clamp_(min=0)
-        if k < slopes:
-            variable.clamp_(max=1)
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """Rows of a ``node`` (unit rows, or ``[R, *shape]``) to be bounded in a plan, row r over box ``owner[r]`` of the
+    state."""
+
+    plan: Plan
+    state: State
+    node: int
+    rows: Selection | Tensor
+    owner: Tensor
+
+    def dense(self) -> Tensor:
+        """The rows written out."""
+        return self.rows.dense() if isinstance(self.rows, Selection) else self.rows
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the second half of the rows are the negatives of the first half."""
+        return isinstance(self.rows, Selection) and self.rows.mirrored
+
+    def of_box(self, box: int) -> tuple[Tensor, Asked]:
+        """The rows of one box (which ones, and themselves), with a state of that box alone."""
+        mine, rows = (self.owner == box).nonzero().flatten(), self.rows
+        chosen = (
+            replace(rows, index=rows.index[mine], sign=rows.sign[mine]) if isinstance(rows, Selection) else rows[mine]
+        )
+        state = by_rows(self.plan, self.state, self.owner.new_tensor([box]))
+        return mine, Asked(self.plan, state, self.node, chosen, torch.zeros_like(mine))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """Lower bounds ``[R]`` of rows, and the parameters that give them."""
+
+    bound: Tensor
+    slopes: Slopes
+
+
+def optimise(asked: Asked, pace: Pace, goal: float | None = None, start: Slopes | None = None) -> Found:
+    """The best bounds that at most ``pace.steps`` steps find in a plan without error terms, each row by itself.
+
+    A row above ``goal`` stops (None: no row does), of mirrored rows its mate with it. With ``start`` no bound is below
+    that at these parameters (up to rounding).
+    """
+    plan = asked.plan
+    spread = by_rows(plan, asked.state, asked.owner)
+    slopes = initial(plan, spread)
+    for node, pair in (start or {}).items():
+        slopes[node] = each(pair, lambda s: s.to(plan.dtype, copy=True))
+    if Condensed.fits(plan, asked.state, asked.node):
+        return _condensed(asked, pace, goal, slopes)
+    dual = Dual(plan, spread, asked.node, Objective.single(asked.dense()), {})
+    found, point, scale = DualRows.of(dual, Multipliers(slopes, {}, dual.objective.weights))
+    top = climb(found, point, scale, pace, goal, asked.mirrored)
+    return Found(top.value, found.multipliers(top.point).slopes)
+
+
+def _condensed(asked: Asked, pace: Pace, goal: float | None, slopes: Slopes) -> Found:
+    """Box by box, since each has dead neurons of its own; ``slopes`` are read as the start and overwritten."""
+    bound = torch.empty(asked.owner.shape[0], dtype=asked.plan.dtype, device=asked.plan.device)
+    for box in torch.unique(asked.owner).tolist():
+        mine, part = asked.of_box(box)
+        network = Condensed(part.plan, part.state)
+        rows = CondensedRows.of(network, network.rays(part.node, part.rows))
+        least, greatest = rows.bounds
+        top = climb(rows, rows.read(slopes, mine), greatest - least, pace, goal, part.mirrored)
+        bound[mine] = top.value
+        rows.write(top.point, slopes, mine)
+    return Found(bound, slopes)
+
+
+def decide(asked: Asked, found: Found) -> tuple[LinearBounds, Tensor]:
+    """One walk with the parameters that were found: lines and lower bounds ``[R]``, proven where the plan has a
+    rounding model."""
+    plan, rows = asked.plan, asked.dense()
+    dual = Dual(plan, by_rows(plan, asked.state, asked.owner), asked.node, Objective.single(rows), {})
+    chosen = {node: each(pair, lambda s: s.to(plan.dtype)) for node, pair in found.slopes.items()}
+    return evaluate(dual, Multipliers(chosen, {}, dual.objective.weights))
 
 
 def optimised(search: Plan, steps: int, until: float = math.inf) -> Tighten:
     """A ``Tighten`` that lets every row ascend for itself in the plan ``search`` (no error terms), then decides with
-    one walk of the given plan. Stable neurons stop early: a positive bound is all that is asked of a row.
+    one walk of the given plan. Elements whose sign is all that matters stop when it is known.
 
     Rows whose turn comes after ``until`` (``time.monotonic()``) are left as they are (-inf: nothing gained).
     """
+    pace = replace(INNER, steps=steps)
 
     def tighten(plan: Plan, state: State, node: int, units: Selection, owner: Tensor) -> Tensor:
-        rough = recast(search, state)
+        rough = state if plan is search else recast(search, state)
         result = torch.full((owner.shape[0],), -torch.inf, dtype=plan.dtype, device=plan.device)
-        step = max(1, chunk_rows(plan) // 4)
-        for first in range(0, owner.shape[0], step):
+        goal = 0.0 if _sign_decides(search, node) else None
+        count = owner.shape[0] // 2 if units.mirrored else owner.shape[0]
+        size = max(1, chunk_rows(plan, node) // (8 if units.mirrored else 4))
+        for first in range(0, count, size):
             if time.monotonic() > until:
                 break
-            part = slice(first, first + step)
-            rows = Selection(units.index[part], units.sign[part], units.shape).dense()
-            dual = Dual(search, by_rows(rough, owner[part]), node, Objective.single(rows.to(search.dtype)), {})
-            start = Multipliers(initial(search, dual.state), {}, dual.objective.weights)
-            found = ascend(dual, start, steps).multipliers
-            proof = Dual(plan, by_rows(state, owner[part]), node, Objective.single(rows), {})
-            _, result[part] = evaluate(proof, found.take(torch.arange(rows.shape[0]), plan.dtype))
+            part = torch.arange(first, min(first + size, count), device=plan.device)
+            part = torch.cat([part, part + count]) if units.mirrored else part
+            rows = units.take(slice(first, first + size))
+            cast = replace(rows, sign=rows.sign.to(search.dtype))
+            found = optimise(Asked(search, rough, node, cast, owner[part]), pace, goal)
+            proof = Asked(plan, state, node, rows, owner[part])
+            result[part] = found.bound if plan is search else decide(proof, found)[1]
         return result
 
     return tighten
+
+
+def _sign_decides(plan: Plan, node: int) -> bool:
+    """Whether nothing is gained from better bounds of a node's elements once their sign is known."""
+    readers = [op for k in plan.consumers[node] if isinstance(op := plan.graph.nodes[k].op, Nonlinear)]
+    return bool(readers) and node != plan.output and all(op.through_origin for op in readers)

@@ -21,10 +21,9 @@ from bounds.backward import State
 from bounds.box import Box, LpBall
 from bounds.graph import Graph
 from bounds.layouts import flat
-from bounds.methods import Alpha, Crown, Forward, Interval, Lines, Method, Target
-from bounds.ops.base import DomainError
+from bounds.methods import Alpha, Crown, Forward, Interval, Lines, Method, Start, Target
+from bounds.ops.base import DomainError, Parameters
 from bounds.plan import Plan
-from bounds.propagate import propagate
 from bounds.rounding import Rounding, plain_products
 
 __all__ = [
@@ -65,7 +64,7 @@ class Bounds:
     upper: Tensor
     semantics: Semantics | None
     intervals: Mapping[int, tuple[Tensor, Tensor]]
-    slopes: Mapping[int, Tensor]
+    slopes: Mapping[int, Parameters]
     target: Target
     method: Method
 
@@ -123,14 +122,15 @@ def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
 
     Guarantees ``lower <= f(x) <= upper`` for every x in the box; with ``semantics="real"`` (computed in float64 with
     error terms) in exact real arithmetic over the stored weights, with None (computed in the box's dtype, or the
-    prepared one) up to rounding. With None the bounds are differentiable in the box and the graph's constants.
+    prepared one) up to rounding. With None the bounds of all methods but ``Alpha`` are differentiable in the
+    box and the graph's constants.
 
     ``ValueError`` for shapes that do not fit, an empty box, another dtype, rows that are not finite, an unknown method
     or semantics, and a graph that has not exactly one input and one output that depends on it; ``DomainError`` where
     a box reaches points at which an operator has no value (it names the node).
     """
     _check_options(method, semantics)
-    differentiable = semantics is None and torch.is_grad_enabled()
+    differentiable = semantics is None and method.differentiable and torch.is_grad_enabled()
     region, ball = (box.box(), box) if isinstance(box, LpBall) else (box, None)
     with _arithmetic(semantics, differentiable):
         ready = graph if isinstance(graph, Prepared) else None
@@ -146,13 +146,9 @@ def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
         if memory is not None:
             plan = replace(plan, memory=memory)
         forms = None if rows is None else _check_rows(plan, rows)
-        state, crossed = propagate(
-            plan,
-            region.to(plan.dtype),
-            tighten=method.tighten(plan, ready.search),
-            variables=method.variables(region),
-            ball=None if ball is None else ball.to(plan.dtype),
-        )
+        inside = region if region.lower.dtype == plan.dtype else region.to(plan.dtype)
+        start = Start(plan, ready.search, inside, None if ball is None else ball.to(plan.dtype))
+        state, crossed = method.state(start)
         _check_result(plan, state, crossed, semantics)
         intervals = dict(state.bounds)
         for kept in keep:

@@ -1,13 +1,14 @@
 """Lower bounds with free multipliers: what can be chosen, and the bound for one choice.
 
-A backward walk is a lower bound for *any* lower slope in [0, 1] of an unstable ReLU, any multiplier >= 0 of a split
-and any weights >= 0 of a clause's literals. A ``Dual`` is such a problem, ``Multipliers`` are one choice, and
+A backward walk is a lower bound for *any* parameters of the lines around relaxed nodes (the lower slope of an unstable
+ReLU, both slopes of a sigmoid, the weights of a maximum), any multiplier >= 0 of a split and any weights >= 0 of a
+clause's literals. A ``Dual`` is such a problem, ``Multipliers`` are one choice, and
 ``evaluate`` is one walk: in search without error terms, in a decision with them. ``ascent.py`` looks for good choices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 from bounds.backward import LinearBounds, Split, State, backward
 from bounds.box import Box
 from bounds.concretize import concretize
+from bounds.interval import relaxed_charge
 from bounds.layouts import Owner
-from bounds.ops.base import Line, Relaxation
-from bounds.ops.relu import Relu
+from bounds.ops.base import Freedom, Line, Nonlinear, Parameters, Relaxation
+from bounds.ops.base import Interval as Ends
 from bounds.plan import Plan
 from bounds.propagate import relax
 
@@ -49,27 +51,32 @@ class Objective:
         return (weights * self.rows).sum(1), (self.weights * self.rhs).sum(1)
 
 
+Slopes = Mapping[int, Parameters]
+"""Parameters of the lower and the upper line of relaxed nodes, row by row: ``[R, *shape]`` or None."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Multipliers:
-    """What the ascent varies, row by row: ``slopes[node]`` ``[R, *shape]`` of ReLU nodes, ``betas[node]``
-    ``[R, *shape]`` (>= 0) of split pre-activations (keyed by the pre-activation), ``weights`` ``[R, L]``."""
+    """What the ascent varies, row by row: ``slopes`` of relaxed nodes, ``betas[node]`` ``[R, *shape]`` (>= 0) of split
+    pre-activations (keyed by the pre-activation), ``weights`` ``[R, L]``."""
 
-    slopes: Mapping[int, Tensor]
+    slopes: Slopes
     betas: Mapping[int, Tensor]
     weights: Tensor
 
     def take(self, index: Tensor, dtype: torch.dtype) -> Multipliers:
         """Those of some rows, in another dtype."""
         return Multipliers(
-            {n: s[index].to(dtype) for n, s in self.slopes.items()},
+            {n: each(pair, lambda s: s[index].to(dtype)) for n, pair in self.slopes.items()},
             {n: b[index].to(dtype) for n, b in self.betas.items()},
             self.weights[index].to(dtype),
         )
 
-    def copy(self) -> Multipliers:
-        """The same values in tensors of their own."""
-        slopes = {n: s.clone() for n, s in self.slopes.items()}
-        return Multipliers(slopes, {n: b.clone() for n, b in self.betas.items()}, self.weights.clone())
+
+def each(pair: Parameters, change: Callable[[Tensor], Tensor]) -> Parameters:
+    """Both sides' parameters changed; None stays None."""
+    below, above = pair
+    return None if below is None else change(below), None if above is None else change(above)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +92,13 @@ class Dual:
     objective: Objective
     signs: Mapping[int, Tensor]
 
+    def take(self, index: Tensor) -> Dual:
+        """Some of the rows."""
+        whole = self.objective
+        objective = Objective(whole.rows[index], whole.rhs[index], whole.weights[index])
+        signs = {node: sign[index] for node, sign in self.signs.items()}
+        return replace(self, state=by_rows(self.plan, self.state, index), objective=objective, signs=signs)
+
 
 def evaluate(dual: Dual, multipliers: Multipliers) -> tuple[LinearBounds, Tensor]:
     """One walk with given multipliers: the lines (with their trace) and the lower bound ``[R]``.
@@ -94,11 +108,8 @@ def evaluate(dual: Dual, multipliers: Multipliers) -> tuple[LinearBounds, Tensor
     plan, target = dual.plan, dual.target
     objective = replace(dual.objective, weights=multipliers.weights)
     rows, rhs = objective.combined()
-    state = replace(
-        with_slopes(dual.state, multipliers.slopes),
-        charges=_charges(plan, dual.state, multipliers.slopes),
-        splits={node: Split(multipliers.betas[node] * sign) for node, sign in dual.signs.items()},
-    )
+    state = with_slopes(plan, dual.state, multipliers.slopes)
+    state = replace(state, splits={node: Split(multipliers.betas[node] * sign) for node, sign in dual.signs.items()})
     lines = backward(plan, state, target, rows, Owner(None, rows.shape[0], 1), trace=True)
     bound = concretize(plan, lines, state.box, state.ball) - rhs
     if plan.rounding is not None:
@@ -111,18 +122,10 @@ def evaluate(dual: Dual, multipliers: Multipliers) -> tuple[LinearBounds, Tensor
     return lines, bound
 
 
-def _charges(plan: Plan, state: State, slopes: Mapping[int, Tensor]) -> Mapping[int, Tensor]:
-    """The state's charges, enlarged by one rounding of ``coefficient * slope`` for slopes up to 1 that it never saw."""
-    charges = dict(state.charges)
-    for node in slopes:
-        if plan.rounding is not None and node in charges:
-            size = state.sizes[plan.graph.nodes[node].inputs[0]].reshape(charges[node].shape)
-            charges[node] = charges[node] + plan.rounding.affine(2, size)
-    return charges
+def by_rows(plan: Plan, state: State, owner: Tensor | None) -> State:
+    """A state with one box per row: that of its owner (None: there is one box for each row already).
 
-
-def by_rows(state: State, owner: Tensor | None) -> State:
-    """A state with one box per row: that of its owner (None: there is one box for each row already)."""
+    Of the intervals only those that relaxed nodes read go along."""
     if owner is None:
         return state
 
@@ -135,25 +138,58 @@ def by_rows(state: State, owner: Tensor | None) -> State:
     relaxations = {node: Relaxation((line(r.lower[0]),), (line(r.upper[0]),)) for node, r in state.relaxations.items()}
     box = Box(take(state.box.lower), take(state.box.upper))
     ball = None if state.ball is None else state.ball.take(owner)
-    return replace(state, box=box, relaxations=relaxations, ball=ball)
+    bounds = {node: (take(low), take(high)) for node, (low, high) in state.bounds.items() if node in plan.watched}
+    return replace(state, box=box, bounds=bounds, relaxations=relaxations, ball=ball)
 
 
-def with_slopes(state: State, slopes: Mapping[int, Tensor]) -> State:
-    """The same state with other lower slopes of ReLU nodes (their lower lines keep the offset 0)."""
-    relaxations = dict(state.relaxations)
-    for node, slope in slopes.items():
-        upper = relaxations[node].upper
-        relaxations[node] = Relaxation((Line((slope,), relaxations[node].lower[0].offset),), upper)
-    return replace(state, relaxations=relaxations)
+def operands(plan: Plan, state: State, node: int) -> list[Ends]:
+    """Both ends of each operand of a relaxed node; constants as they are."""
+    inputs = zip(plan.graph.nodes[node].inputs, plan.operands[node], strict=True)
+    return [state.bounds[i] if c is None else (c, c) for i, c in inputs]
 
 
-def initial(plan: Plan, state: State) -> dict[int, Tensor]:
-    """The lower slopes that the state's own lines have, for every ReLU node (``state`` with one box per row)."""
-    return {
-        node: relaxation.lower[0].slopes[0].clone()
-        for node, relaxation in state.relaxations.items()
-        if isinstance(plan.graph.nodes[node].op, Relu)
-    }
+def with_slopes(plan: Plan, state: State, slopes: Slopes) -> State:
+    """The same state with the lines that other parameters give, and with the charges of those lines.
+
+    In search (no rounding model) a lower line through 0 takes its slope as it is given.
+    """
+    relaxations, charges = dict(state.relaxations), dict(state.charges)
+    for node, (below, above) in slopes.items():
+        op, old = plan.graph.nodes[node].op, relaxations[node]
+        assert isinstance(op, Nonlinear)
+        if plan.rounding is None and op.through_origin and below is not None:
+            relaxations[node] = Relaxation((Line((below,), old.lower[0].offset),), old.upper)
+            continue
+        ends = operands(plan, state, node)
+        relaxations[node] = op.relaxation(ends, plan.rounding, (below, above))
+        if plan.rounding is not None:
+            constants = plan.operands[node]
+            variables = [end for end, c in zip(ends, constants, strict=True) if c is None]
+            charges[node] = relaxed_charge(plan.rounding, op, relaxations[node], variables)
+    return replace(state, relaxations=relaxations, charges=charges)
+
+
+def freedoms(plan: Plan, state: State) -> dict[int, tuple[Freedom | None, Freedom | None]]:
+    """What may be chosen at each relaxed node where something may, ``[N, *shape]``; it starts at the state's own lines
+    where these are known by their slope."""
+    found: dict[int, tuple[Freedom | None, Freedom | None]] = {}
+    for node in sorted(state.relaxations):
+        op = plan.graph.nodes[node].op
+        assert isinstance(op, Nonlinear)
+        sides = op.freedom(operands(plan, state, node))
+        if sides != (None, None):
+            found[node] = sides
+    return found
+
+
+def initial(plan: Plan, state: State) -> dict[int, Parameters]:
+    """The parameters that the state's own lines have (``state`` with one box per row), in tensors of their own."""
+    count = state.box.size
+
+    def full(side: Freedom | None, node: int) -> Tensor | None:
+        return None if side is None else side.start.expand(count, *plan.graph.nodes[node].shape).clone()
+
+    return {node: (full(low, node), full(high, node)) for node, (low, high) in freedoms(plan, state).items()}
 
 
 def recast(plan: Plan, state: State) -> State:

@@ -7,23 +7,25 @@ say; ``lines`` gives the affine functions of the input that stand behind a resul
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from bounds.ascent import ascend, optimised
+from bounds.ascent import OUTER, Asked, decide, optimise, optimised
 from bounds.backward import LinearBounds, State, backward
-from bounds.box import Box
+from bounds.box import Box, LpBall
 from bounds.concretize import concretize
-from bounds.dual import Dual, Multipliers, Objective, by_rows, evaluate, initial, recast
+from bounds.dual import each, recast
 from bounds.forward import Functions
-from bounds.interval import rows_interval
+from bounds.interval import rows_interval, search_intervals
 from bounds.layouts import Owner, Selection
 from bounds.ops.base import Interval as Ends
+from bounds.ops.base import Parameters
 from bounds.plan import Plan, prepare
-from bounds.propagate import Tighten, chunk_rows, crown
+from bounds.propagate import Tighten, chunk_rows, crown, propagate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,21 +96,33 @@ class Found:
     """Both ends of what is bounded, and the free parameters that give them (by node; empty where there are none)."""
 
     ends: Ends
-    slopes: Mapping[int, Tensor]
+    slopes: Mapping[int, Parameters]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """What a method begins with: the graph (and a plan without error terms for searches, where there is one), boxes
+    and balls in the plan's dtype."""
+
+    plan: Plan
+    search: Plan | None
+    box: Box
+    ball: LpBall | None
+
+    def propagated(self, tighten: Tighten | None, variables: Tensor | None = None) -> tuple[State, Tensor]:
+        """Bounds and lines of all nodes, ``tighten``ed, with forward linear bounds in ``variables`` (flat places)."""
+        return propagate(self.plan, self.box, tighten=tighten, variables=variables, ball=self.ball)
 
 
 class Method(ABC):
     """How bounds are computed: ``Interval``, ``Forward``, ``Crown`` or ``Alpha``."""
 
     __slots__ = ()
+    differentiable: ClassVar[bool] = True
 
     @abstractmethod
-    def tighten(self, plan: Plan, search: Plan | None) -> Tighten | None:
-        """What tightens single elements of inner nodes; None where nothing does."""
-
-    def variables(self, box: Box) -> Tensor | None:
-        """Flat places of the inputs in which forward linear bounds are propagated too; None: they are not."""
-        return None
+    def state(self, start: Start) -> tuple[State, Tensor]:
+        """Bounds (and lines, where the method has any) of all nodes; ``[N]`` bool: boxes whose bounds cross."""
 
     @abstractmethod
     def bound(self, target: Target) -> Found:
@@ -123,8 +137,13 @@ class Method(ABC):
 class Interval(Method):
     """Interval propagation alone: one forward pass, cheap and loose. Rows over an affine node meet its operand."""
 
-    def tighten(self, plan: Plan, search: Plan | None) -> Tighten | None:
-        return None
+    def state(self, start: Start) -> tuple[State, Tensor]:
+        plan, box = start.plan, start.box
+        if plan.rounding is not None:
+            return start.propagated(None)
+        zero = box.lower.new_zeros(())
+        state = State(box, search_intervals(plan, box), {}, {}, {}, zero, ball=start.ball)
+        return state, torch.zeros(box.size, dtype=torch.bool, device=plan.device)
 
     def bound(self, target: Target) -> Found:
         return Found(target.intervals(), {})
@@ -142,11 +161,8 @@ class Forward(Method):
     The cost of a layer is that of running it on twice as many inputs as vary: it suits few inputs and wide layers.
     """
 
-    def tighten(self, plan: Plan, search: Plan | None) -> Tighten | None:
-        return None
-
-    def variables(self, box: Box) -> Tensor | None:
-        return (box.upper > box.lower).flatten(1).any(0).nonzero().flatten()
+    def state(self, start: Start) -> tuple[State, Tensor]:
+        return start.propagated(None, _varying(start.box))
 
     def bound(self, target: Target) -> Found:
         low, high = target.intervals()
@@ -159,9 +175,7 @@ class Forward(Method):
 
     def lines(self, target: Target) -> Lines:
         functions, box = self._functions(target), target.state.box
-        chosen = self.variables(box)
-        assert chosen is not None
-        return Lines(*functions.lines(box, chosen, target.plan.rounding))
+        return Lines(*functions.lines(box, _varying(box), target.plan.rounding))
 
     def _functions(self, target: Target) -> Functions:
         functions = target.state.functions[target.node]
@@ -172,8 +186,8 @@ class Forward(Method):
 class Crown(Method):
     """Backward linear bounds of every unstable neuron and of the target (Zhang et al., CROWN, NeurIPS 2018)."""
 
-    def tighten(self, plan: Plan, search: Plan | None) -> Tighten | None:
-        return crown
+    def state(self, start: Start) -> tuple[State, Tensor]:
+        return start.propagated(crown)
 
     def bound(self, target: Target) -> Found:
         plan, state = target.plan, target.state
@@ -190,37 +204,64 @@ class Crown(Method):
 
 @dataclass(frozen=True, slots=True)
 class Alpha(Method):
-    """As ``Crown``, with ``steps`` ascent steps on the lower slopes of ReLUs for each neuron and each output by itself
-    (Xu et al., alpha-CROWN, ICLR 2021). Its bounds carry no gradient. ``ValueError`` for fewer than one step."""
+    """As ``Crown``, with ``steps`` ascent steps on the parameters of all lines (the lower slopes of ReLUs, the slopes
+    around smooth functions) for each neuron and each output by itself (Xu et al., alpha-CROWN, ICLR 2021).
 
+    ``start``: the ``slopes`` of earlier bounds of the same target; what is asked for is then at least as good as what
+    they give. Its bounds carry no gradient. ``ValueError`` for fewer than one step.
+    """
+
+    differentiable: ClassVar[bool] = False
     steps: int = 20
+    start: Mapping[int, Parameters] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"Alpha takes at least one step, not {self.steps}: Crown() takes none")
 
-    def tighten(self, plan: Plan, search: Plan | None) -> Tighten | None:
-        return optimised(_search(plan, search), self.steps)
+    def state(self, start: Start) -> tuple[State, Tensor]:
+        return start.propagated(optimised(_search(start.plan, start.search), self.steps))
 
     def bound(self, target: Target) -> Found:
-        found = [bound.reshape(target.state.box.size, 2, -1) for _, bound in self._walks(target)]
-        return Found(target.ends(torch.cat(found, 2)), {})
+        results = list(self._walks(target))
+        found = torch.cat([bound for _, bound, _ in results], 2)
+        slopes = {node: _together([part[node] for _, _, part in results]) for node in results[0][2]}
+        return Found(target.ends(found), slopes)
 
     def lines(self, target: Target) -> Lines:
-        return _joined(target, [_as_true(target, lines) for lines, _ in self._walks(target)])
+        return _joined(target, [_as_true(target, lines) for lines, _, _ in self._walks(target)])
 
-    def _walks(self, target: Target) -> Iterator[tuple[LinearBounds, Tensor]]:
+    def _walks(self, target: Target) -> Iterator[tuple[LinearBounds, Tensor, Mapping[int, Parameters]]]:
+        """Lines, bounds ``[N, 2, r]`` and parameters ``[N, 2, r, ...]`` of the rows and their negatives, in chunks."""
         plan, state = target.plan, target.state
         search = _search(plan, target.search)
         rough = recast(search, state)
         rows, boxes = target.written_out(), state.box.size
-        for part in rows.split(max(1, chunk_rows(plan) // (8 * boxes))):
+        size, pace = max(1, chunk_rows(plan) // (8 * boxes)), replace(OUTER, steps=self.steps)
+        for first in range(0, rows.shape[0], size):
+            part = rows[first : first + size]
             signed = torch.cat([part, -part]).repeat(boxes, *[1] * (part.ndim - 1))
             owner = torch.arange(boxes, device=plan.device).repeat_interleave(2 * part.shape[0])
-            dual = Dual(search, by_rows(rough, owner), target.node, Objective.single(signed.to(search.dtype)), {})
-            found = ascend(dual, Multipliers(initial(search, dual.state), {}, dual.objective.weights), self.steps)
-            chosen = found.multipliers.take(torch.arange(signed.shape[0], device=plan.device), plan.dtype)
-            yield evaluate(Dual(plan, by_rows(state, owner), target.node, Objective.single(signed), {}), chosen)
+
+            def mine(values: Tensor) -> Tensor:
+                return values[:, :, first : first + size].reshape(owner.shape[0], *values.shape[3:])  # noqa: B023
+
+            start = {node: each(pair, mine) for node, pair in (self.start or {}).items()}
+            asked = Asked(search, rough, target.node, signed.to(search.dtype), owner)
+            found = optimise(asked, pace, start=start)
+            lines, bound = decide(Asked(plan, state, target.node, signed, owner), found)
+
+            def shaped(values: Tensor) -> Tensor:
+                return values.reshape(boxes, 2, -1, *values.shape[1:])
+
+            yield lines, shaped(bound), {node: each(pair, shaped) for node, pair in found.slopes.items()}
+
+
+def _together(pairs: Sequence[Parameters]) -> Parameters:
+    """Parameters of chunks of rows as one."""
+    below = [pair[0] for pair in pairs if pair[0] is not None]
+    above = [pair[1] for pair in pairs if pair[1] is not None]
+    return torch.cat(below, 2) if below else None, torch.cat(above, 2) if above else None
 
 
 def _search(plan: Plan, search: Plan | None) -> Plan:

@@ -21,6 +21,7 @@ class Relu(PiecewiseLinear):
 
     onnx = (OnnxName("Relu", 6),)
     ulps = 0
+    through_origin = True
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:

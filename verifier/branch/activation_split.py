@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bounds.ascent import Ascended, ascend
 from bounds.dual import Dual, Multipliers, Objective, evaluate, initial
+from bounds.ops.base import Parameters
 from bounds.plan import Plan
 from verifier.branch.positions import Positions
 from verifier.branch.problem import Literals, OpenTask, Problem, Step
@@ -75,7 +76,7 @@ class ActivationSplit:
         device = self.rough.device
         none = torch.zeros((1, size), dtype=torch.int8, device=device)
         lines = initial(self.rough, self.positions.state(self.rough, none))
-        slopes = self.positions.gather({p.before: lines[p.relus[0]] for p in self.positions.places}, none)
+        slopes = self.positions.gather({p.before: _lower(lines[p.relus[0]]) for p in self.positions.places}, none)
         return Splits(
             torch.arange(count, device=device),
             none.expand(count, size),
@@ -121,8 +122,9 @@ class ActivationSplit:
         for place in self.positions.places:
             stored = batch.slopes[:, place.columns].to(plan.dtype) / 255
             for relu in place.relus:
-                free = torch.where(batch.signs[:, place.columns] == 0, stored, place.get(slopes[relu]))
-                slopes[relu] = place.put(slopes[relu], free)
+                own = _lower(slopes[relu])
+                free = torch.where(batch.signs[:, place.columns] == 0, stored, place.get(own))
+                slopes[relu] = place.put(own, free), None
         betas = self.positions.dense(plan, batch.betas, dual.signs)
         return ascend(dual, Multipliers(slopes, betas, dual.objective.weights), steps)
 
@@ -141,7 +143,7 @@ class ActivationSplit:
         """Open subproblems with their multipliers stored and the next split chosen (-1: nothing left to split)."""
         chosen = found.multipliers
         places = self.positions.places
-        slopes = {p.before: chosen.slopes[p.relus[0]][open_] for p in places}
+        slopes = {p.before: _lower(chosen.slopes[p.relus[0]])[open_] for p in places}
         betas = {n: chosen.betas[n][open_] if n in chosen.betas else torch.zeros_like(s) for n, s in slopes.items()}
         position = torch.full_like(batch.clause, -1)
         if places:
@@ -180,3 +182,9 @@ class ActivationSplit:
         forms = self.rough.graph.evaluate(points.to(self.rough.dtype))[0]
         good = problem.arrays.satisfied(forms, self.clauses[clause])
         return points[good] if bool(good.any()) else None
+
+
+def _lower(pair: Parameters) -> Tensor:
+    """The lower slopes of a ReLU, the only ones it has a choice of."""
+    assert pair[0] is not None
+    return pair[0]
