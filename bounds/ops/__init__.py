@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bounds.ops import (
     arithmetic,
+    bilinear,
     conv,
     extremum,
     gemm,
@@ -20,6 +21,7 @@ from bounds.ops import (
     resize,
     shape_arithmetic,
     shaping,
+    softmax,
     sshape,
 )
 from bounds.ops.base import Op, onnx_readers, operators
@@ -30,8 +32,8 @@ __all__ = ["families", "operators", "readers", "supported"]
 def families() -> tuple[str, ...]:
     """The modules that define operators."""
     modules = (
-        arithmetic, conv, extremum, gemm, indexing, jumps, normalization, piecewise, pooling, reduction, relu, resize,
-        shape_arithmetic, shaping, sshape,
+        arithmetic, bilinear, conv, extremum, gemm, indexing, jumps, normalization, piecewise, pooling, reduction,
+        relu, resize, shape_arithmetic, shaping, softmax, sshape,
     )  # fmt: skip
     return tuple(module.__name__ for module in modules)
 

@@ -105,15 +105,6 @@ class Sub(_Binary):
 class Mul(_Binary):
     """``x c`` with at most one variable operand."""
 
-    onnx = (OnnxName("Mul", 7),)
-
-    @classmethod
-    def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
-        left, right = align(build, reading.operand(node, 0), reading.operand(node, 1))
-        if build.value(left) is None and build.value(right) is None:
-            raise reading.unsupported(node, "a product of two values that depend on the input is not supported yet")
-        return (build.add(cls(), left, right, name=node.name),)
-
     def is_affine(self, variable: Sequence[bool]) -> bool:
         return sum(variable) <= 1
 

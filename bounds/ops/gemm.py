@@ -11,6 +11,7 @@ from torch import Tensor
 from bounds.ops import reading
 from bounds.ops.arithmetic import Add, Mul, same_rank, unbroadcast
 from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Shape, broadcast
+from bounds.ops.bilinear import multiply_matrices
 from bounds.ops.indexing import Expand
 from bounds.ops.shaping import Transpose, align, reshape
 
@@ -34,9 +35,10 @@ class Gemm(Affine):
         alpha, beta = (float(node.attributes.get(name, 1.0)) for name in ("alpha", "beta"))
         bias = _scaled(build, reading.operand(node, 2), beta) if reading.present(node, 2) and beta != 0 else None
         if build.value(right) is None:
-            if build.value(left) is None:
-                raise reading.unsupported(node, "a product of two values that depend on the input")
-            result = build.add(MatMul(), _scaled(build, left, alpha), right)
+            left = _scaled(build, left, alpha)
+            result = (
+                multiply_matrices(build, left, right) if build.value(left) is None else build.add(MatMul(), left, right)
+            )
             return (result if bias is None else build.add(Add(), *align(build, result, bias), name=node.name),)
         right = _scaled(build, right, alpha)
         columns = build.shape(right)[1]
@@ -81,10 +83,9 @@ class MatMul(Affine):
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
-        """A constant matrix on the right gives ``Gemm``; vectors become matrices and lose the axis again."""
+        """A constant matrix on the right gives ``Gemm``, two variable ones ``MatrixProduct``; vectors become matrices
+        and lose the axis again."""
         left, right = reading.operand(node, 0), reading.operand(node, 1)
-        if build.value(left) is None and build.value(right) is None:
-            raise reading.unsupported(node, "a product of two values that depend on the input is not supported yet")
         one, two = build.shape(left), build.shape(right)
         if not one or not two:
             raise reading.invalid(node, f"operands of shapes {one} and {two}: a scalar has no matrix product")
@@ -94,7 +95,8 @@ class MatMul(Affine):
             result = build.add(Gemm(), left, right)
         else:
             left = reshape(build, left, (1, *one)) if len(one) == 1 else left
-            result = build.add(cls(), *align(build, left, right))
+            variable = build.value(left) is None and build.value(right) is None
+            result = multiply_matrices(build, left, right) if variable else build.add(cls(), *align(build, left, right))
             if len(one) == 1:
                 shape = build.shape(result)
                 result = reshape(build, result, shape[:-2] + shape[-1:])

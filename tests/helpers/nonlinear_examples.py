@@ -17,13 +17,17 @@ import torch
 from bounds.ops.base import Op
 from bounds.ops.extremum import Max, Min
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, PRelu
+from bounds.ops.bilinear import MatrixProduct, Product
 from bounds.ops.relu import Relu
+from bounds.ops.softmax import LogSoftmax, Softmax
 from bounds.ops.sshape import Sigmoid, Tanh
 
 Example = sys.modules["relaxations"].Example  # the file beside this one, loaded before it
 mpf = mpmath.mpf
 
-ELSEWHERE: MappingProxyType[type[Op], str] = MappingProxyType({})
+ELSEWHERE: MappingProxyType[type[Op], str] = MappingProxyType(
+    {LogSoftmax: "test_coupled.py", MatrixProduct: "test_coupled.py", Softmax: "test_coupled.py"}
+)
 """Operators that are not elementwise, and the file in ``tests/bounds`` that holds their soundness test."""
 
 
@@ -65,6 +69,7 @@ JUMPS: list[Any] = []
 SEVERAL = [
     Example(Max(), max, arity=2),
     Example(Min(), min, arity=2),
+    Example(Product(), lambda x, y: x * y, arity=2),
 ]
 
 EXAMPLES = [*PIECEWISE, *SMOOTH, *JUMPS, *SEVERAL]

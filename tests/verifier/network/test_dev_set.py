@@ -11,10 +11,10 @@ from verifier.network.reader import read_network
 
 SMALL = (
     "acasxu cifar10_resnet collins_rul_cnn cora dist_shift linearizenn metaroom mnist_fc oval21 reach_prob_density "
-    "rl_benchmarks safenlp sri_resnet_a sri_resnet_b"
+    "rl_benchmarks safenlp sri_resnet_a sri_resnet_b vit"
 ).split()
 LARGE = ["cgan", "tllverifybench", "yolo"]
-OTHER_OPERATORS = {"lsnc": "Cos", "ml4acopf_2024": "Mul", "traffic_signs": "Sign", "vit": "Softmax"}
+OTHER_OPERATORS = {"lsnc": "Cos", "traffic_signs": "Sign"}
 
 
 def networks(folder: Path) -> list[Path]:
