@@ -13,16 +13,45 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bounds.box import Box
-    from bounds.compute import Alpha, Bounds, Crown, Interval, compute_bounds, margins
+    from bounds.box import Box, LpBall
+    from bounds.compute import Bounds, Prepared, compute_bounds, margins, prepare
     from bounds.graph import Builder, Graph
+    from bounds.jacobian import JacobianBounds, jacobian_bounds
+    from bounds.methods import Alpha, Crown, Forward, Interval, Lines
+    from bounds.ops.base import DomainError, NoDerivativeError
+    from bounds.tracing import TraceError, trace
 
-__all__ = ["Alpha", "Bounds", "Box", "Builder", "Crown", "Graph", "Interval", "compute_bounds", "margins"]
+__all__ = [
+    "Alpha",
+    "Bounds",
+    "Box",
+    "Builder",
+    "Crown",
+    "DomainError",
+    "Forward",
+    "Graph",
+    "Interval",
+    "JacobianBounds",
+    "Lines",
+    "LpBall",
+    "NoDerivativeError",
+    "Prepared",
+    "TraceError",
+    "compute_bounds",
+    "jacobian_bounds",
+    "margins",
+    "prepare",
+    "trace",
+]
 
 _HOMES = (
-    ("bounds.box", ("Box",)),
-    ("bounds.compute", ("Alpha", "Bounds", "Crown", "Interval", "compute_bounds", "margins")),
+    ("bounds.box", ("Box", "LpBall")),
+    ("bounds.compute", ("Bounds", "Prepared", "compute_bounds", "margins", "prepare")),
     ("bounds.graph", ("Builder", "Graph")),
+    ("bounds.jacobian", ("JacobianBounds", "jacobian_bounds")),
+    ("bounds.methods", ("Alpha", "Crown", "Forward", "Interval", "Lines")),
+    ("bounds.ops.base", ("DomainError", "NoDerivativeError")),
+    ("bounds.tracing", ("TraceError", "trace")),
 )
 
 

@@ -21,9 +21,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bounds.box import Box
-from bounds.compute import Crown, Method, compute_bounds
+from bounds.box import Box, LpBall
+from bounds.compute import compute_bounds
 from bounds.graph import Graph, Node
+from bounds.methods import Crown, Method
 from bounds.ops.arithmetic import repetition, unbroadcast
 from bounds.ops.base import Affine, Interval, NoDerivativeError, Nonlinear, Shape
 from bounds.plan import Plan, prepare
@@ -76,14 +77,14 @@ class JacobianBounds:
 
 def jacobian_bounds(
     graph: Graph,
-    box: Box,
+    box: Box | LpBall,
     method: Method = Crown(),  # noqa: B008 - a frozen value
     *,
     rows: Tensor | None = None,
     semantics: Literal["real"] | None = "real",
 ) -> JacobianBounds:
     """Bounds of the derivatives of every output element, or of ``rows`` ``[R, *output shape]`` over the output, by
-    every input element, over each of N boxes; without gradients.
+    every input element, over each of N boxes or balls; without gradients.
 
     ``method`` bounds the operands of nonlinear operators on the same boxes: the tighter, the more of them have a known
     slope. Guarantees ``lower <= J <= upper`` for every Clarke Jacobian at every x in the box, ends included; with
@@ -94,10 +95,10 @@ def jacobian_bounds(
     if semantics not in ("real", None):
         raise ValueError(f"semantics {semantics!r}: a Jacobian is bounded with 'real' or None")
     found = compute_bounds(graph, box, method, semantics=semantics)
-    dtype = box.lower.dtype if semantics is None else torch.float64
+    dtype, device = found.lower.dtype, found.lower.device
     rounding = None if semantics is None else Rounding.of(dtype)
     with torch.no_grad(), nullcontext() if semantics is None else plain_products():
-        plan = prepare(graph, dtype, box.lower.device, rounding)
+        plan = prepare(graph, dtype, device, rounding)
         ranges = _ranges(plan, {i: found.at(i) for i in plan.watched})
         seeds = _seeds(plan, rows)
         size = found.lower.shape[0]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from verifier.api import load, verify
     from verifier.errors import InputError, InternalError, UnsupportedError, VerifierError
     from verifier.query import Query, read
+    from verifier.ranges import output_range
     from verifier.regions import robustness
     from verifier.verdict import Counterexample, Progress, TimedOut, Unknown, Verdict, Verified, Violated
 
@@ -35,6 +36,7 @@ __all__ = [
     "VerifierError",
     "Violated",
     "load",
+    "output_range",
     "read",
     "robustness",
     "verify",
@@ -44,6 +46,7 @@ _HOMES = (
     ("verifier.api", ("load", "verify")),
     ("verifier.errors", ("InputError", "InternalError", "UnsupportedError", "VerifierError")),
     ("verifier.query", ("Query", "read")),
+    ("verifier.ranges", ("output_range",)),
     ("verifier.regions", ("robustness",)),
     (
         "verifier.verdict",

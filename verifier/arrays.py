@@ -36,6 +36,17 @@ def read_point(path: str | Path, shape: tuple[int, ...], max_bytes: int = MAX_BY
             raise InputError(f"{path}: expected a .npy, .npz or .png file")
 
 
+def read_data(path: str | Path, max_bytes: int = MAX_BYTES) -> np.ndarray:
+    """The array ``x`` (or the only one) of an .npz file: one input after the other. Raises ``InputError``."""
+    arrays = _read_npz(Path(path), max_bytes)
+    if len(arrays) != 1 and "x" not in arrays:
+        raise InputError(f"{path}: holds the arrays {', '.join(arrays) or '(none)'}; name the inputs x")
+    found = arrays["x"] if "x" in arrays else next(iter(arrays.values()))
+    if found.ndim < 2 or not found.size:
+        raise InputError(f"{path}: x of shape {list(found.shape)}: the first axis must count inputs, of one at least")
+    return found
+
+
 def read_box(path: str | Path, max_bytes: int = MAX_BYTES) -> tuple[np.ndarray, np.ndarray]:
     """The arrays ``lower`` and ``upper`` of an .npz file. Raises ``InputError``."""
     arrays = _read_npz(Path(path), max_bytes)

@@ -135,7 +135,7 @@ def verify(
     start = time.monotonic()
     if not len(query.cases.lower):
         return Verified(stage="property", notes=query.notes)
-    place = _device(device)
+    place = choose_device(device)
     strategy = choose(features(query), seed) if strategy is None else strategy
     with torch.no_grad(), plain_products():
         exact = prepare(query.graph, torch.float64, place, Rounding.of(torch.float64))
@@ -254,7 +254,7 @@ def _open(run: _Run, reason: str) -> Verdict:
     return TimedOut(stage=run.stage, best_bound=run.bound, open_share=run.open_share)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """The torch device that a user's word means; raises ``InputError`` where there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

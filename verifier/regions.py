@@ -45,7 +45,7 @@ def robustness(
     if radius < 0:
         raise InputError(f"epsilon: {epsilon} is negative")
     network = _network(model)
-    point = _fitting(x, network, "the point")
+    point = fitting(x, network, "the point")
     values, inverse = np.unique(point, return_inverse=True)
     centres = [Fraction(v) for v in values.tolist()]
     lows, highs = [c - radius for c in centres], [c + radius for c in centres]
@@ -69,7 +69,7 @@ def from_box(
     then has no case left, and its notes say so. Raises ``InputError``.
     """
     network = _network(model)
-    low, high = _fitting(lower, network, "lower"), _fitting(upper, network, "upper")
+    low, high = fitting(lower, network, "lower"), fitting(upper, network, "upper")
     box = [Fraction(v) for v in low.tolist()], [Fraction(v) for v in high.tolist()]
     return _query(network, box, label, low + (high - low) / 2)
 
@@ -113,7 +113,7 @@ def _network(model: str | Path | bytes | Network) -> Network:
     return network
 
 
-def _fitting(x: np.ndarray, network: Network, what: str) -> np.ndarray:
+def fitting(x: np.ndarray, network: Network, what: str) -> np.ndarray:
     """``x`` as flat float64 (exact for every narrower type), checked against the model's input."""
     array, variable = np.asarray(x), network.inputs[0]
     if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:

@@ -28,6 +28,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_size_limit(limits)
     limits.add_argument("--device", type=device, default="auto", help="auto (default), cpu, cuda or cuda:N")
     limits.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: 0)")
+    add_amount(parser)
+
+
+def add_amount(parser: argparse.ArgumentParser) -> None:
+    """How much is said."""
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("-v", "--verbose", action="store_true", help="log more on stderr; tracebacks of errors")
     amount.add_argument("-q", "--quiet", action="store_true", help="only errors on stderr")
@@ -45,11 +50,24 @@ def add_region_options(parser: argparse.ArgumentParser) -> None:
     region = parser.add_argument_group(
         "a region without a property file", "the class LABEL wins everywhere: around a point, or in a box"
     )
+    _add_region(region)
+    region.add_argument("--label", type=int, metavar="N", help="the class (default: the model's own at the point)")
+
+
+def add_range_options(parser: argparse.ArgumentParser) -> None:
+    """A region, or several, whose outputs are bounded."""
+    region = parser.add_argument_group("the region", "around a point, around each of several points, or in boxes")
+    _add_region(region)
+    region.add_argument("--data", type=Path, metavar="FILE.npz", help="several points: the array x, one a row")
+    region.add_argument("--label", type=int, metavar="N",
+                        help="a class: bounds of its margins over the others, in place of the outputs")
+
+
+def _add_region(region: argparse._ArgumentGroup) -> None:
     region.add_argument("--input", type=Path, metavar="FILE", help="the point: .npy, .npz or .png")
     region.add_argument("--epsilon", type=exact, metavar="R", help="radius: a decimal or a fraction (8/255), exact")
     region.add_argument("--norm", choices=("inf", "2", "1"), default="inf", help="the norm of the ball (default: inf)")
     region.add_argument("--box", type=Path, metavar="FILE.npz", help="the box: arrays lower and upper")
-    region.add_argument("--label", type=int, metavar="N", help="the class (default: the model's own at the point)")
     region.add_argument("--data-range", type=exact, nargs=2, metavar=("LO", "HI"), help="values a pixel can take")
     region.add_argument("--mean", type=exact, nargs="+", metavar="M",
                         help="normalisation (x - mean) / std in front of the model, one value or one a channel; "

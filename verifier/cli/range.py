@@ -1,0 +1,211 @@
+"""``verifier range``: bounds of a model's outputs over a region, as a table and as arrays."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verifier import __version__, limits
+from verifier.cli import options
+from verifier.errors import InputError
+
+if TYPE_CHECKING:
+    from bounds import Bounds, Box, LpBall
+    from bounds.compute import Method
+    from verifier.network import Network
+
+METHODS = ("interval", "forward", "crown", "alpha")
+SCHEMA = "nn-verifier/range/1"
+_DIGITS = 9
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = commands.add_parser(
+        "range",
+        allow_abbrev=False,
+        usage="%(prog)s MODEL.onnx (--input FILE --epsilon R | --data FILE.npz --epsilon R | --box FILE.npz) [OPTIONS]",
+        help="bounds of a model's outputs over a region",
+        description="Bounds that every output keeps to for every input in the region: proven, all rounding included.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("--method", choices=METHODS, default="crown", help="how bounds are computed (default: crown)")
+    parser.add_argument("--steps", type=options.count, default=20, metavar="N", help="ascent steps of --method alpha")
+    parser.add_argument("--semantics", choices=("real", "float32"), default="real",
+                        help="what the bounds hold for: exact arithmetic over the stored weights (default), or also "
+                        "every way to compute the model in float32")
+    parser.add_argument("--output", type=Path, metavar="FILE.npz",
+                        help="write the arrays lower and upper, one entry a region")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON; - for stdout, in place of "
+                        "the table")
+    options.add_range_options(parser)
+    options.add_size_limit(parser)
+    parser.add_argument("--device", type=options.device, default="auto", help="auto (default), cpu, cuda or cuda:N")
+    options.add_amount(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Bound, write, print; the exit code."""
+    _check(arguments)
+    options.output_file(arguments.output, "--output")
+    options.output_file(arguments.json, "--json")
+    start = limits.now()
+    network = _network(arguments)
+    region = _region(arguments, network)
+    from verifier.ranges import output_range
+
+    found = output_range(network, region, _method(arguments), label=arguments.label, semantics=arguments.semantics)
+    if arguments.output is not None:
+        _save(arguments.output, found)
+    names = _names(network, arguments.label)
+    seconds = limits.now() - start
+    if not arguments.quiet:
+        print(
+            f"verifier: {arguments.method} bounds of {len(names)} values over {_count(found)} in {seconds:.1f} s; "
+            f"they hold in {arguments.semantics} arithmetic",
+            file=sys.stderr,
+        )
+    _answer(arguments, found, names, seconds)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise ``InputError`` where options do not fit together."""
+    given = [name for name in ("input", "data", "box") if getattr(arguments, name) is not None]
+    if len(given) != 1:
+        raise InputError("a region is needed: one of --input FILE, --data FILE.npz (with --epsilon R), --box FILE.npz")
+    if (arguments.mean is None) != (arguments.std is None):
+        raise InputError("--mean and --std belong together")
+    if given == ["box"]:
+        if arguments.epsilon is not None or arguments.data_range is not None:
+            raise InputError("--epsilon and --data-range go with --input and --data; a box has its bounds already")
+    elif arguments.epsilon is None:
+        raise InputError(f"--{given[0]} needs --epsilon, the radius of the ball around a point")
+
+
+def _network(arguments: argparse.Namespace) -> Network:
+    from verifier.network import read_network
+    from verifier.ranges import single
+    from verifier.regions import normalised
+
+    limit = {} if arguments.max_bytes is None else {"max_bytes": arguments.max_bytes}
+    network = single(read_network(arguments.model, **limit))
+    return network if arguments.mean is None else normalised(network, arguments.mean, arguments.std)
+
+
+def _region(arguments: argparse.Namespace, network: Network) -> Box | LpBall:
+    """The boxes or balls, on the device."""
+    import torch
+
+    from verifier import arrays, ranges
+    from verifier.pipeline import choose_device
+
+    limit = arguments.max_bytes or arrays.MAX_BYTES
+    device = choose_device(arguments.device)
+    if arguments.box is not None:
+        return ranges.box(network, *arrays.read_box(arguments.box, limit)).to(torch.float64, device)
+    if arguments.data is not None:
+        point = arrays.read_data(arguments.data, limit)
+    else:
+        point = arrays.read_point(arguments.input, network.inputs[0].shape, limit)
+        if point.size != network.inputs[0].size:
+            point = point.reshape(-1)  # one point, whose size is then complained about
+    found = ranges.ball(network, point, arguments.epsilon, arguments.norm, arguments.data_range)
+    return found.to(torch.float64, device)
+
+
+def _method(arguments: argparse.Namespace) -> Method:
+    from bounds import Alpha, Crown, Forward, Interval
+
+    match arguments.method:
+        case "interval":
+            return Interval()
+        case "forward":
+            return Forward()
+        case "alpha":
+            return Alpha(steps=arguments.steps)
+        case _:
+            return Crown()
+
+
+def _save(path: Path, found: Bounds) -> None:
+    import numpy as np
+
+    with open(path, "wb") as target:  # numpy would add its own ending to a name
+        np.savez(target, lower=found.lower.cpu().numpy(), upper=found.upper.cpu().numpy())
+
+
+def _names(network: Network, label: int | None) -> list[str]:
+    """What each value is: an output element by its index, or a margin."""
+    variable = network.outputs[0]
+    if label is not None:
+        return [f"{label} - {c}" for c in range(variable.size) if c != label]
+    import numpy as np
+
+    return [",".join(map(str, index)) or "0" for index in np.ndindex(*variable.shape)]
+
+
+def _count(found: Bounds) -> str:
+    boxes = found.lower.shape[0]
+    return "1 region" if boxes == 1 else f"{boxes} regions"
+
+
+def _answer(arguments: argparse.Namespace, found: Bounds, names: list[str], seconds: float) -> None:
+    if arguments.json is not None:
+        text = json.dumps(_record(arguments, found, names, seconds), indent=1, allow_nan=False)
+        if str(arguments.json) == "-":
+            print(text)
+            return
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+    print("\n".join(_table(found, names)))
+
+
+def _record(arguments: argparse.Namespace, found: Bounds, names: list[str], seconds: float) -> dict[str, Any]:
+    """The result as data (``report/range-1.schema.json``): exact decimals; an end without information is null."""
+    from verifier.report.result import number
+
+    lower, upper = (_numbers(ends) for ends in (found.lower, found.upper))
+    region = {name: getattr(arguments, name) for name in ("input", "data", "box", "epsilon", "norm", "data_range",
+                                                          "mean", "std", "label")}
+    return {
+        "schema": SCHEMA,
+        "verifier": __version__,
+        "model": str(arguments.model),
+        "region": {k: str(v) if isinstance(v, Path) else v for k, v in region.items() if v is not None},
+        "method": arguments.method,
+        "semantics": found.semantics,
+        "values": names,
+        "lower": [[number(v) for v in row] for row in lower],
+        "upper": [[number(v) for v in row] for row in upper],
+        "seconds": round(seconds, 3),
+    }
+
+
+def _numbers(ends: Any) -> list[list[float]]:
+    return ends.flatten(1).tolist()
+
+
+def _table(found: Bounds, names: list[str]) -> Iterator[str]:
+    """A line for each value, ends rounded outward to 9 digits; several regions are numbered in front."""
+    lower, upper = _numbers(found.lower), _numbers(found.upper)
+    many = len(lower) > 1
+    rows = [("region",) * many + ("output", "lower", "upper")]
+    for k, (low, high) in enumerate(zip(lower, upper, strict=True)):
+        for name, a, b in zip(names, low, high, strict=True):
+            rows.append((str(k),) * many + (name, outward(a, ROUND_FLOOR), outward(b, ROUND_CEILING)))
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+
+
+def outward(value: float, rounding: str) -> str:
+    """A number in 9 significant digits, rounded to one side, so that the text is a bound too."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{Context(prec=_DIGITS, rounding=rounding).create_decimal(Decimal(value)).normalize():g}"
