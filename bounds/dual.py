@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bounds import machine
 from bounds.backward import LinearBounds, Split, State, backward
 from bounds.box import Box
 from bounds.concretize import concretize
@@ -166,6 +167,7 @@ def with_slopes(plan: Plan, state: State, slopes: Slopes) -> State:
             constants = plan.operands[node]
             variables = [end for end, c in zip(ends, constants, strict=True) if c is None]
             charges[node] = relaxed_charge(plan.rounding, op, relaxations[node], variables)
+            charges[node] = machine.added(plan, plan.graph.nodes[node], state.bounds, charges[node])
     return replace(state, relaxations=relaxations, charges=charges)
 
 

@@ -80,6 +80,12 @@ def roundoff(plan: Plan, node: Node, bounds: Mapping[int, Interval]) -> Tensor |
     return None if error is None else error.amax(0).expand(node.shape)
 
 
+def added(plan: Plan, node: Node, bounds: Mapping[int, Interval], charge: Tensor) -> Tensor:
+    """The charge of a nonlinear node's lines with what the machine can be off, where a machine is meant."""
+    error = None if plan.machine is None else roundoff(plan, node, bounds)
+    return charge if error is None else charge + error
+
+
 def widened(plan: Plan, interval: Interval, error: Tensor | None) -> Interval:
     """The interval of the exact function, as far as the machine's result can leave it."""
     if error is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bounds.graph import Const, Graph, Input, Node
-from bounds.ops.base import Affine
+from bounds.ops.base import Affine, UnsupportedOperatorError
 from bounds.rounding import Rounding
 
 KEPT_MAGNITUDES = 1 << 23
@@ -99,7 +99,8 @@ def prepare(
     rounding: Rounding | None = None,
 ) -> Plan:
     """Make a graph with one input and one output ready for bounding; raises ``ValueError`` for another count, and
-    for an output that does not depend on the input."""
+    for an output that does not depend on the input; with ``rounding`` ``UnsupportedOperatorError`` (a ``ValueError``)
+    for a nonlinear node that reads an inexact constant."""
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ValueError(f"bounds need one input and one output, not {len(graph.inputs)} and {len(graph.outputs)}")
     if not graph.variable[graph.outputs[0]]:
@@ -115,6 +116,8 @@ def prepare(
             continue
         operands[node.id], node_errors = _constants(graph, node)
         if not node.op.is_affine([variable[i] for i in node.inputs]):
+            if rounding is not None:
+                _exact_enough(node, operands[node.id], node_errors, rounding)
             relaxed.add(node.id)
             continue
         affine.add(node.id)
@@ -143,6 +146,20 @@ def prepare(
         consumers,
         magnitudes=magnitudes,
     )
+
+
+def _exact_enough(
+    node: Node, constants: tuple[Tensor | None, ...], errors: tuple[Tensor | None, ...], rounding: Rounding
+) -> None:
+    """Refuse constants of a nonlinear node that are off by more than the dtype's rounding, which its lines cover."""
+    for constant, error in zip(constants, errors, strict=True):
+        if constant is None or error is None:
+            continue
+        if bool((error > constant.abs() * (2 * rounding.unit) + 2 * rounding.tiny).any()):
+            raise UnsupportedOperatorError(
+                f"node {node.id} ({type(node.op).__name__}) reads a constant that is not exact: its lines take "
+                "constants as they are, so nothing can be proven"
+            )
 
 
 def _magnitudes(graph: Graph, node: Node, constants: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
