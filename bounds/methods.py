@@ -264,6 +264,11 @@ def _together(pairs: Sequence[Parameters]) -> Parameters:
     return torch.cat(below, 2) if below else None, torch.cat(above, 2) if above else None
 
 
+def _varying(box: Box) -> Tensor:
+    """Flat places of the inputs that are not fixed in every box."""
+    return (box.upper > box.lower).flatten(1).any(0).nonzero().flatten()
+
+
 def _search(plan: Plan, search: Plan | None) -> Plan:
     if plan.rounding is None:
         return plan
