@@ -32,8 +32,8 @@ __all__ = [
 ]  # fmt: skip
 
 Semantics = Literal["real", "float32"]
-"""What a bound may hold for: ``real``, the stored weights as exact numbers in real arithmetic; ``float32``, also all that
-the graph can return when it is computed in float32, in any order (``machine.py`` says what is assumed of float32)."""
+"""What a bound may hold for: ``real``, the stored weights as exact numbers in real arithmetic; ``float32``, also all
+that the graph can return when it is computed in float32, in any order (``machine.py`` says what is assumed)."""
 
 _SEMANTICS = ("real", "float32", None)
 
