@@ -53,6 +53,11 @@ class Bilinear(Nonlinear):
     def is_affine(self, variable: Sequence[bool]) -> bool:
         return not any(variable)
 
+    def roundoff(self, operands: Sequence[Interval], result: Interval, machine: Rounding) -> Tensor | None:
+        """A sum of products, in any order."""
+        sizes = [torch.maximum(low.abs(), high.abs()) for low, high in operands]
+        return machine.computed(self.count(*(tuple(s.shape[1:]) for s in sizes)), self.forward(*sizes))
+
     @abstractmethod
     def count(self, *shapes: Shape) -> int:
         """How many products are summed into one element, forward or transposed."""
@@ -181,6 +186,13 @@ class MatrixProduct(Bilinear):
         tilted = _pulled(slopes[2], slopes[3], slopes[4] * rows)
         return found[0] + tilted[0], found[1] + tilted[1]
 
+    def gradients(
+        self, rows: Interval, operands: Sequence[Interval], rounding: Rounding | None
+    ) -> tuple[Interval, ...]:
+        """``G Y'`` and ``X' G``."""
+        x, y = (tuple(end.unsqueeze(1).transpose(-1, -2) for end in operand) for operand in operands)
+        return _enclosed(rows, (y[0], y[1]), rounding), _enclosed((x[0], x[1]), rows, rounding)
+
     def interval(self, operands: Sequence[Interval], rounding: Rounding | None) -> Interval:
         """Sums of the exact ranges of all terms, a few inner places at a time."""
         (a, b), (c, d) = operands
@@ -206,6 +218,16 @@ def _ball(interval: Interval, rounding: Rounding | None) -> Interval:
     middle = low / 2 + high / 2
     radius = torch.maximum(high - middle, middle - low)
     return middle, radius if rounding is None else rounding.up(radius)
+
+
+def _enclosed(one: Interval, two: Interval, rounding: Rounding | None) -> Interval:
+    """The product of two matrices of intervals, as middle and radius (Rump, BIT 39, 1999)."""
+    (a, r), (b, s) = _ball(one, rounding), _ball(two, rounding)
+    middle, size = torch.matmul(a, b), torch.matmul(a.abs() + r, b.abs() + s)
+    radius = torch.matmul(r, b.abs() + s) + torch.matmul(a.abs(), s)
+    if rounding is not None:
+        radius = rounding.up(radius + rounding.affine(2 * a.shape[-1] + 2, 2 * size))
+    return outward(middle - radius, middle + radius, rounding)
 
 
 def _pulled(y: Tensor, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bounds.ops import reading
+from bounds.ops.arithmetic import Mul, outward
 from bounds.ops.base import (
     BuilderLike,
     Freedom,
@@ -66,6 +67,16 @@ class _Normalised(Nonlinear):
         scaled = rows * steep
         return (scaled + weights * scaled.sum(self.axis, keepdim=True),)
 
+    def roundoff(self, operands: Sequence[Interval], result: Interval, machine: Rounding) -> Tensor | None:
+        """Of exp of differences from the greatest, their sum, and a quotient or logarithm.
+
+        A term ``exp(-d) <= 1`` is off by ``d u exp(-d) <= 0.37 u`` for its difference and by the library's units; there
+        are n of them, whose sum is at least 1. ``d`` is at most the size of a LogSoftmax.
+        """
+        low, high = result
+        size = torch.maximum(low.abs(), high.abs())
+        return machine.function(size) * (4 + 2 * low.shape[self.axis])
+
     def terms(self, *shapes: Shape) -> int:
         return shapes[0][self.axis] + 8
 
@@ -91,6 +102,16 @@ class LogSoftmax(_Normalised):
         """Each element is increasing in its own operand and decreasing in the others."""
         ((low, high),) = operands
         return _logarithms(low, high, self.axis, rounding)
+
+    def gradients(
+        self, rows: Interval, operands: Sequence[Interval], rounding: Rounding | None
+    ) -> tuple[Interval, ...]:
+        """``G_k - y_k sum_j G_j`` with y the softmax."""
+        ((low, high),) = operands
+        shares = [y.unsqueeze(1) for y in _exponentials(*_logarithms(low, high, self.axis, rounding), rounding)]
+        total = _summed(rows, self.axis, rounding)
+        part = Mul().interval([(shares[0], shares[1]), total], rounding)
+        return (outward(rows[0] - part[1], rows[1] - part[0], rounding),)
 
     def relaxation(
         self,
@@ -124,6 +145,17 @@ class Softmax(_Normalised):
         """As for ``LogSoftmax``, within [0, 1]."""
         ((low, high),) = operands
         return _exponentials(*_logarithms(low, high, self.axis, rounding), rounding)
+
+    def gradients(
+        self, rows: Interval, operands: Sequence[Interval], rounding: Rounding | None
+    ) -> tuple[Interval, ...]:
+        """``y_k (G_k - sum_j y_j G_j)``; the sum is a mean of the G_j."""
+        low, high = (y.unsqueeze(1) for y in self.interval(operands, rounding))
+        mean = _summed(Mul().interval([(low, high), rows], rounding), self.axis, rounding)
+        least, most = rows[0].amin(self.axis, keepdim=True), rows[1].amax(self.axis, keepdim=True)
+        mean = torch.maximum(mean[0], least), torch.minimum(mean[1], most)
+        apart = outward(rows[0] - mean[1], rows[1] - mean[0], rounding)
+        return (Mul().interval([(low, high), apart], rounding),)
 
     def relaxation(
         self,
@@ -255,6 +287,16 @@ def _corner(own: Tensor, others: Tensor, axis: int, rounding: Rounding | None, s
             value = value - sign * (slack + rounding.tiny)
         parts.append(value)
     return torch.cat(parts, -1).clamp(max=0).movedim(-1, axis)
+
+
+def _summed(terms: Interval, axis: int, rounding: Rounding | None) -> Interval:
+    """The sum of intervals along an axis, kept."""
+    low, high = (end.sum(axis, keepdim=True) for end in terms)
+    if rounding is None:
+        return low, high
+    size = torch.maximum(terms[0].abs(), terms[1].abs()).sum(axis, keepdim=True)
+    slack = rounding.affine(terms[0].shape[axis], size)
+    return outward(low - slack, high + slack, rounding)
 
 
 def _exponentials(low: Tensor, high: Tensor, rounding: Rounding | None) -> Interval:
