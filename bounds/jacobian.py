@@ -13,7 +13,7 @@ Zhang et al., RecurJac, AAAI 2019), so by Lebourg's mean value theorem
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -142,15 +142,26 @@ def _ranges(plan: Plan, bounds: Mapping[int, Interval]) -> dict[int, tuple[Inter
         try:
             if not isinstance(op, Nonlinear):
                 raise NoDerivativeError(f"{type(op).__name__} has no derivative")
-            pairs = op.derivatives(operands, plan.rounding)
+            pairs = _tried(op, node, operands, plan.rounding)
         except NoDerivativeError as error:
             failures.append(f"node {index} {node.name!r}: {error.why}".replace(" ''", ""))
             continue
-        shape = (bounds[plan.watched[0]][0].shape[0], *node.shape)
-        found[index] = tuple(_known(low.expand(shape), high.expand(shape)) for low, high in pairs)
+        found[index] = tuple(_known(low, high) for low, high in pairs)
     if failures:
         raise NoDerivativeError("no bounds of the Jacobian: " + "; ".join(failures))
     return found
+
+
+def _tried(op: Nonlinear, node: Node, operands: list[Interval], rounding: Rounding | None) -> Iterable[Interval]:
+    """What the chain rule over a node needs: its derivatives; where it is not elementwise, bounds of its operands."""
+    if op.elementwise:
+        size = max(low.shape[0] for k, (low, _) in enumerate(operands) if k not in op.parameters)
+        pairs = op.derivatives(operands, rounding)
+        return [(low.expand(size, *node.shape), high.expand(size, *node.shape)) for low, high in pairs]
+    first = operands[0][0]
+    nothing = first.new_zeros((first.shape[0], 1, *node.shape))
+    op.gradients((nothing, nothing), operands, rounding)  # raises where there are none
+    return [o for k, o in enumerate(operands) if k not in op.parameters]
 
 
 def _known(low: Tensor, high: Tensor) -> Interval:
@@ -177,6 +188,7 @@ def _walk(plan: Plan, ranges: Mapping[int, tuple[Interval, ...]], seeds: Tensor)
         if node.id == plan.input or node.id not in pending:
             continue
         rows = pending.pop(node.id)
+        parts = _over_nonlinear(plan, node, ranges[node.id], rows) if node.id in plan.relaxed else ()
         for position, (index, constant) in enumerate(zip(node.inputs, plan.operands[node.id], strict=True)):
             if constant is not None:
                 continue
@@ -185,7 +197,7 @@ def _walk(plan: Plan, ranges: Mapping[int, tuple[Interval, ...]], seeds: Tensor)
                 part = _over_affine(plan, node, position, shape, rows)
             else:
                 data = sum(k not in node.op.parameters for k in range(position))
-                part = _over_nonlinear(plan.rounding, ranges[node.id][data], shape, rows)
+                part = parts[data]
             pending[index] = part if index not in pending else _sum(plan.rounding, pending[index], part)
     centre, radius = pending[plan.input]
     low, high = centre - radius, centre + radius
@@ -250,23 +262,41 @@ def _absolute(op: Affine, rows: Tensor, position: int, sizes: list[Tensor | None
     return result
 
 
-def _over_nonlinear(rounding: Rounding | None, derivative: Interval, shape: Shape, rows: _Rows) -> _Rows:
-    """Each entry times the range of the derivative: the hull of the four products of ends."""
-    centre, radius = rows
-    low, high = centre - radius, centre + radius
+def _over_nonlinear(plan: Plan, node: Node, ranges: tuple[Interval, ...], rows: _Rows) -> tuple[_Rows, ...]:
+    """The rows of all data operands: entries times the ranges of derivatives, or the operator's own chain rule."""
+    op, rounding = node.op, plan.rounding
+    assert isinstance(op, Nonlinear)
+    low, high = rows[0] - rows[1], rows[0] + rows[1]
     if rounding is not None:
         low, high = rounding.down(low), rounding.up(high)
+    if not op.elementwise:
+        return tuple(_centred(rounding, *pair) for pair in op.gradients((low, high), ranges, rounding))
+    shapes = [plan.graph.nodes[i].shape for k, i in enumerate(node.inputs) if k not in op.parameters]
+    return tuple(
+        _finite(*_unbroadcast(rounding, *_times(rounding, (low, high), pair), shape))
+        for pair, shape in zip(ranges, shapes, strict=False)
+    )
+
+
+def _times(rounding: Rounding | None, rows: Interval, derivative: Interval) -> _Rows:
+    """The hull of the four products of ends."""
     least, most = (d.unsqueeze(1) for d in derivative)
+    low, high = rows
     products = [low * least, low * most, high * least, high * most]
     small, large = products[0], products[0]
     for product in products[1:]:
         small, large = torch.minimum(small, product), torch.maximum(large, product)  # NaN stays NaN
-    centre = (small + large) / 2
-    radius = torch.maximum(large - centre, centre - small)
+    return _centred(rounding, small, large)
+
+
+def _centred(rounding: Rounding | None, low: Tensor, high: Tensor) -> _Rows:
+    """Centre and radius of computed ends, each of which is off by one rounding."""
+    centre = (low + high) / 2
+    radius = torch.maximum(high - centre, centre - low)
     if rounding is not None:
-        radius = rounding.up(radius) + rounding.unit * 8 * torch.maximum(small.abs(), large.abs()) + 4 * rounding.tiny
+        radius = rounding.up(radius) + rounding.unit * 8 * torch.maximum(low.abs(), high.abs()) + 4 * rounding.tiny
         radius = rounding.up(radius)
-    return _finite(*_unbroadcast(rounding, centre, radius, shape))
+    return _finite(centre, radius)
 
 
 def _unbroadcast(rounding: Rounding | None, centre: Tensor, radius: Tensor, shape: Shape) -> _Rows:

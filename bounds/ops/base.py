@@ -223,6 +223,15 @@ class Nonlinear(Op):
         """
         raise NoDerivativeError(f"bounds of derivatives of {type(self).__name__} are not available")
 
+    def gradients(
+        self, rows: Interval, operands: Sequence[Interval], rounding: Rounding | None
+    ) -> tuple[Interval, ...]:
+        """Where not ``elementwise``: the chain rule for coefficient rows within ``rows``, both ``[N, R, *node shape]``.
+
+        Ranges of the rows of each data operand, ``[N, R, *its shape]``, else as ``derivatives``.
+        """
+        raise NoDerivativeError(f"bounds of derivatives of {type(self).__name__} are not available")
+
     def along(self, slopes: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
         """The linear part of a line at values of the variable operands; leading dimensions broadcast.
 

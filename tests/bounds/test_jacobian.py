@@ -19,9 +19,12 @@ from bounds.compute import Method
 from bounds.jacobian import JacobianBounds, jacobian_bounds
 from bounds.ops import operators
 from bounds.ops.base import NoDerivativeError, Nonlinear, Op
+from bounds.ops.bilinear import MatrixProduct, Product
 from bounds.ops.extremum import Max
 from bounds.ops.gemm import Gemm
 from bounds.ops.relu import Relu
+from bounds.ops.shaping import Reshape, Transpose
+from bounds.ops.softmax import LogSoftmax, Softmax
 from bounds.ops.sshape import Tanh
 
 D = torch.float64
@@ -162,6 +165,31 @@ def test_no_difference_is_larger_than_the_norms_allow(p: float) -> None:
         assert ((one - two).abs() <= found.row_norms(p) * distance.unsqueeze(-1) * slack + 1e-12).all()
         assert (found.row_norms(p) > 0).all()
         assert (found.norm(2) <= (found.norm(1) * found.norm(math.inf)).sqrt() * (1 + 1e-3)).all()
+
+
+def attention(op: Op, seed: int) -> Graph:
+    """Six inputs as two matrices of different rows: ``op`` of their product, times one of them, and elementwise."""
+    draw = torch.Generator().manual_seed(seed)
+    build = Builder()
+    x = build.input((6,), "x")
+    one, two = (build.add(Reshape((3, 2)), affine(build, x, draw, 6)) for _ in range(2))
+    scores = build.add(op, build.add(MatrixProduct(), one, build.add(Transpose((1, 0)), two)))
+    mixed = build.add(Product(), build.add(MatrixProduct(), scores, two), one)
+    return build.finish([affine(build, build.add(Reshape((6,)), mixed), draw, 2)])
+
+
+@pytest.mark.parametrize("op", [Softmax(-1), Softmax(-2), LogSoftmax(-1), Tanh()], ids=repr)
+def test_products_and_softmax(op: Op) -> None:
+    for seed in range(3):
+        graph = attention(op, seed)
+        for radius in (0.3, 1e-3, 0.0):
+            middle = torch.randn((2, 6), dtype=D, generator=torch.Generator().manual_seed(seed))
+            box = Box(middle - radius, middle + radius)
+            found, gradients = jacobian_bounds(graph, box), sampled(graph, box, 30)
+            slack = 1e-11  # of autograd
+            assert (found.lower - slack <= gradients.amin(0)).all() and (found.upper + slack >= gradients.amax(0)).all()
+            if radius < 0.1:
+                assert (found.upper - found.lower).amax() < 1e4 * radius + 1e-10
 
 
 def test_rows_are_derivatives_of_forms() -> None:
