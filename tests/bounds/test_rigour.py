@@ -102,7 +102,7 @@ def cancelling(rng: np.random.Generator, size: int, scale: float) -> Graph:
         x = build.add(Gemm(), x, build.constant(weight), build.constant(bias))
         x = build.add(Relu(), x) if layer < 2 else x
         x = build.add(Add(), x, before) if layer == 1 else x
-        scale = 1 / scale
+        scale = min(1 / scale, 1e150)
     return build.finish([x])
 
 
