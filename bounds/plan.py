@@ -66,7 +66,7 @@ class Plan:
 
     def restricted(self, nodes: Collection[int], output: int) -> Plan:
         """The plan of what these nodes depend on alone, with ``output`` as the output; ids stay as they are."""
-        if output == self.output and set(nodes) == {output}:
+        if output == self.output and set(nodes) == {output} and output == max(self.operands, default=output):
             return self
         needed, stack = set[int](), list(nodes)
         while stack:
