@@ -28,19 +28,24 @@ from verifier.network.check import check_network
 from verifier.network.reader import Network, read_network
 
 OPERATORS = (
-    "Abs Add AveragePool BatchNormalization Cast Clip Concat Constant ConstantOfShape Conv ConvTranspose Div Dropout "
-    "Expand Flatten Gather Gemm GlobalAveragePool Identity LeakyRelu MatMul Max MaxPool Min Mul Neg PRelu Pad "
-    "ReduceMean ReduceSum Relu Reshape Resize Shape Sigmoid Slice Split Squeeze Sub Tanh Transpose Unsqueeze Upsample"
+    "Abs Add And AveragePool BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose "
+    "DepthToSpace Div Dropout Equal Expand Flatten Floor Gather GatherElements GatherND Gemm GlobalAveragePool "
+    "Greater GreaterOrEqual Identity LeakyRelu Less LessOrEqual MatMul Max MaxPool Min Mod Mul Neg NonZero Not "
+    "OneHot Or PRelu Pad Range ReduceMean ReduceSum Relu Reshape Resize Round ScatterElements ScatterND Shape "
+    "Shrink Sigmoid Sign Size Slice SpaceToDepth Split Squeeze Sub Tanh ThresholdedRelu Tile Transpose Trilu "
+    "Unsqueeze Upsample Where Xor"
 ).split()
 
 # Where the cases of these operators are defined, and functions that expand to them alone. Importing only these saves
 # the seconds that generating the rest takes.
 _MODULES = (
-    "abs add affinegrid averagepool batch_normalization cast castlike causal_conv_with_state center_crop_pad clip "
-    "concat constant constantofshape conv convtranspose depthtospace div dropout expand flatten gather gemm "
-    "globalaveragepool identity leakyrelu matmul max maxpool min mul neg prelu pad reducel1 reducemean reducesum "
-    "reducesumsquare relu reshape resize rotaryembedding shape sigmoid slice spacetodepth split squeeze sub tanh "
-    "transpose unsqueeze upsample"
+    "abs add affinegrid and_ averagepool batch_normalization cast castlike causal_conv_with_state ceil "
+    "center_crop_pad clip concat constant constantofshape conv convtranspose depthtospace div dropout equal "
+    "expand flatten floor gather gatherelements gathernd gemm globalaveragepool greater greater_or_equal identity "
+    "leakyrelu less less_or_equal matmul max maxpool min mod mul neg nonzero not_ onehot or_ prelu pad rangeop "
+    "reducel1 reducemean reducesum reducesumsquare relu reshape resize rotaryembedding round scatter scatterelements "
+    "scatternd shape shrink sigmoid sign size slice spacetodepth split squeeze sub tanh thresholdedrelu tile "
+    "transpose trilu unsqueeze upsample where xor"
 ).split()
 
 _STAND_IN = "not_read"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bounds.ops import (
     arithmetic,
     bilinear,
+    comparison,
     conv,
     extremum,
     gemm,
@@ -19,6 +20,7 @@ from bounds.ops import (
     reduction,
     relu,
     resize,
+    scattering,
     shape_arithmetic,
     shaping,
     softmax,
@@ -32,8 +34,8 @@ __all__ = ["families", "operators", "readers", "supported"]
 def families() -> tuple[str, ...]:
     """The modules that define operators."""
     modules = (
-        arithmetic, bilinear, conv, extremum, gemm, indexing, jumps, normalization, piecewise, pooling, reduction,
-        relu, resize, shape_arithmetic, shaping, softmax, sshape,
+        arithmetic, bilinear, comparison, conv, extremum, gemm, indexing, jumps, normalization, piecewise, pooling,
+        reduction, relu, resize, scattering, shape_arithmetic, shaping, softmax, sshape,
     )  # fmt: skip
     return tuple(module.__name__ for module in modules)
 

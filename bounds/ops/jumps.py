@@ -12,6 +12,7 @@ close to an end.
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,6 +57,10 @@ class Jumping(Nonlinear):
 
     def is_affine(self, variable: Sequence[bool]) -> bool:
         return False
+
+    def roundoff(self, operands: Sequence[Interval], result: Interval, machine: Rounding) -> Tensor | None:
+        """A selection: on which side of a jump the computed operand lies is exact."""
+        return None
 
     def shape(self, *shapes: Shape) -> Shape:
         return shapes[0]
@@ -125,6 +130,7 @@ class Jumping(Nonlinear):
                 # Constant lines are exact, unless numbers are so large that not all integers are among them.
                 exact = (slope == 0) & (value.abs() * (16 * rounding.unit) < 1)
                 found = torch.where(exact, value, found - sign * slack)
+            found = torch.nan_to_num(found, nan=-sign * torch.inf, posinf=torch.inf, neginf=-torch.inf)
             values.append(found * sign)
             places.append(place.expand_as(found))
         best, where = torch.stack(values).min(0)
@@ -137,12 +143,14 @@ class Jumping(Nonlinear):
         width = torch.where(high > low, high - low, 1.0)
         # No infinite slopes on intervals that are next to nothing.
         limit = (STEEPEST * (heights.amax(0) - heights.amin(0)) / width).clamp(max=torch.finfo(low.dtype).max ** 0.5)
+        limit = torch.nan_to_num(limit)  # infinite ends: constant lines
         middle = low / 2 + high / 2
         slope = least = greatest = torch.zeros_like(low)
-        for (a, v), (b, w) in zip(points, points[1:], strict=False):
+        for (a, v), (b, w) in itertools.pairwise(points):
             gap = b - a
             side = (w - v) / torch.where(gap > 0, gap, 1.0)
             side = torch.where(gap > 0, torch.minimum(torch.maximum(side, -limit), limit), 0.0)
+            side = torch.nan_to_num(side)
             slope = torch.where((gap > 0) & (a <= middle), side, slope)
             least, greatest = torch.minimum(least, side), torch.maximum(greatest, side)
         return slope, least, greatest

@@ -1,22 +1,18 @@
-"""Operators that only make constants here: Shape, Constant, ConstantOfShape, Range; Cast, Equal, Where on constants.
+"""Operators that only make constants here: Shape, Size, Constant, ConstantOfShape, Range, NonZero.
 
 Every shape is static, so the shape arithmetic that exporters write into a model is computed while it is read.
 """
 
 from __future__ import annotations
 
-from types import MappingProxyType
+from fractions import Fraction
+from math import ceil
 
 import torch
 from torch import Tensor
 
 from bounds.ops import reading
 from bounds.ops.base import BuilderLike, OnnxName, OnnxNode, Rewritten
-
-_FLOATS = MappingProxyType({1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16})
-_INTEGERS = MappingProxyType(
-    {2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool}
-)
 
 
 class Constant(Rewritten):
@@ -69,54 +65,39 @@ class Range(Rewritten):
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
-        start, limit, delta = (_exact(node, build, k) for k in range(3))
-        if start.is_floating_point():
-            raise reading.unsupported(node, "a range of floating-point numbers")
-        return (build.constant(torch.arange(int(start), int(limit), int(delta)), name=node.name),)
+        start, limit, delta = (_exact(node, build, k).flatten()[0] for k in range(3))
+        if float(delta) == 0:
+            raise reading.invalid(node, "a step of zero")
+        if not start.is_floating_point():
+            return (build.constant(torch.arange(int(start), int(limit), int(delta)), name=node.name),)
+        first, step = Fraction(float(start)), Fraction(float(delta))
+        values = [first + k * step for k in range(max(0, ceil((Fraction(float(limit)) - first) / step)))]
+        value = torch.tensor([float(v) for v in values], dtype=torch.float64)
+        exact = all(Fraction(float(v)) == v for v in values)
+        return (build.constant(value, None if exact else value.abs() * 2.0**-52, name=node.name),)
 
 
-class Cast(Rewritten):
-    """Between floating types of at least 32 bits nothing changes in real arithmetic; constants are converted."""
+class Size(Rewritten):
+    """The number of elements."""
 
     __slots__ = ()
-    onnx = (OnnxName("Cast", 6),)
+    onnx = (OnnxName("Size", 1),)
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
-        x, to = reading.operand(node, 0), reading.flag(node, "to")
-        value = build.value(x)
-        if value is None or build.error(x) is not None:
-            if to not in (1, 11):
-                raise reading.unsupported(node, f"a cast of a computed value to element type number {to}")
-            return (x,)
-        if to in _FLOATS:
-            return (build.constant(value.to(_FLOATS[to]).to(torch.float64), name=node.name),)
-        if to in _INTEGERS:
-            return (build.constant(value.to(_INTEGERS[to]), name=node.name),)
-        raise reading.unsupported(node, f"a cast to element type number {to}")
+        count = reading.product(build.shape(reading.operand(node, 0)))
+        return (build.constant(torch.tensor(count), name=node.name),)
 
 
-class Equal(Rewritten):
-    """Elementwise equality of constants."""
+class NonZero(Rewritten):
+    """The places of a constant where it is not zero."""
 
     __slots__ = ()
-    onnx = (OnnxName("Equal", 7),)
+    onnx = (OnnxName("NonZero", 9),)
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
-        return (build.constant(_exact(node, build, 0) == _exact(node, build, 1), name=node.name),)
-
-
-class Where(Rewritten):
-    """The elements of one constant or of another."""
-
-    __slots__ = ()
-    onnx = (OnnxName("Where", 9),)
-
-    @classmethod
-    def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
-        condition, one, two = (_exact(node, build, k) for k in range(3))
-        return (build.constant(torch.where(condition.to(torch.bool), one, two), name=node.name),)
+        return (build.constant(_exact(node, build, 0).nonzero().T.contiguous(), name=node.name),)
 
 
 def _exact(node: OnnxNode, build: BuilderLike, position: int) -> Tensor:

@@ -23,6 +23,7 @@ from bounds.graph import Builder
 from bounds.ops import operators, readers, supported
 from bounds.ops.arithmetic import Add, Div, Mul, Neg, Sub
 from bounds.ops.base import Affine, Interval, Rewritten
+from bounds.ops.comparison import Select
 from bounds.ops.conv import Conv, ConvTranspose
 from bounds.ops.gemm import Gemm, MatMul
 from bounds.ops.indexing import Concat, Expand, Gather, Pad, Slice
@@ -80,6 +81,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     rng = np.random.default_rng((seed, *shape))
     value = rng.standard_normal(shape) * 10.0 ** rng.integers(-2, 2, shape)
     return torch.from_numpy(np.where(rng.random(shape) < 0.15, 0.0, value).astype(np.float32)).double()
+
+
+MASK = torch.tensor([[1, 0, 0], [0, 1, 1]])
 
 
 def nonzero(*shape: int) -> Tensor:
@@ -169,6 +173,8 @@ def examples() -> list[Example]:
         *[binary(Mul(), a, b, np.multiply, c) for a, b in (((2, 3), (2, 3)), ((1, 3), (2, 1))) for c in (0, 1)],
         *[binary(Div(), a, b, np.divide, 1) for a, b in (((2, 3), (2, 3)), ((1, 3), (2, 1)))],
         Example(Neg(), ((3,),), np.negative),
+        *[Example(Select(), ((2, 3),) * 3, lambda m, x, y: np.where(m != 0, x, y), {0: MASK, **c})
+          for c in ({}, {1: random(2, 3)}, {2: random(2, 3)})],
         Example(Gemm(), ((1, 4), (4, 3)), np.matmul, {1: random(4, 3)}),
         Example(Gemm(), ((2, 4), (4, 3), (3,)), lambda x, w, b: x @ w + b, {1: random(4, 3), 2: random(3)}),
         Example(Gemm(), ((4,), (4, 3), (3,)), lambda x, w, b: x @ w + b, {1: random(4, 3), 2: random(3)}),

@@ -73,6 +73,26 @@ INDEX = torch.int64
         ("ReduceSum", [(2, 3), None], {"noop_with_empty_axes": 1}, []),
         ("Pad", [(3,), torch.tensor([2, 1])], {"mode": "reflect"}, ["Gather"]),
         ("Upsample", [(1, 1, 2, 2), double(1.0, 1.0, 2.0, 1.0)], {}, ["Gather"]),
+        ("Sign", [(2,)], {}, ["Step"]),
+        ("Ceil", [(2,)], {}, ["Neg", "Floor", "Neg"]),
+        ("Cast", [(2,)], {"to": 9}, ["Step"]),
+        ("Cast", [(2,)], {"to": 7}, ["Relu", "Floor", "Neg", "Relu", "Floor", "Sub"]),
+        ("Greater", [(2,), torch.tensor(3)], {}, ["Sub", "Step"]),
+        ("Equal", [(2,), (2,)], {}, ["Sub", "Step"]),
+        ("Not", [(2,)], {}, ["Sub"]),
+        ("And", [(2,), (2,)], {}, ["Min"]),
+        ("Xor", [(2,), (2,)], {}, ["Sub", "Abs"]),
+        ("Where", [torch.tensor([True, False]), (2,), (2,)], {}, ["Select"]),
+        ("Where", [(2,), (2,), double(1.0, 2.0)], {}, ["Sub", "Product", "Add"]),
+        ("Where", [(2,), double(0.0, 1.0), double(1.0, 2.0)], {}, ["Mul", "Add"]),
+        ("ThresholdedRelu", [(2,)], {"alpha": 1.0}, ["Sub", "Step", "Mul", "Relu", "Add"]),
+        ("ThresholdedRelu", [(2,)], {"alpha": 0.0}, ["Sub", "Relu"]),
+        ("ScatterND", [(3,), torch.tensor([[1], [2]]), (2,)], {}, ["Concat", "Gather"]),
+        ("ScatterElements", [(3,), torch.tensor([2]), double(5.0)], {}, ["Concat", "Gather"]),
+        ("GatherND", [(2, 3), torch.tensor([[1, 0], [0, 2], [1, 1]])], {}, ["Reshape", "Gather"]),
+        ("Tile", [(2, 3), torch.tensor([2, 1])], {}, ["Reshape", "Expand", "Reshape"]),
+        ("OneHot", [(2,), torch.tensor(3), double(0.0, 1.0)], {},
+         ["Reshape", "Expand", "Sub", "Step", "Sub", "Step", "Add", "Mul", "Add"]),
     ],
 )  # fmt: skip
 def test_what_a_node_becomes(op_type: str, operands: list[Any], attributes: Any, expected: list[str]) -> None:
@@ -88,7 +108,12 @@ def test_what_a_node_becomes(op_type: str, operands: list[Any], attributes: Any,
         ("Conv", [(1, 2, 3, 3), (1, 2, 1, 1)], {}, "operand 1 depends on the network's input"),
         ("Resize", [(1, 1, 2, 2), None, double(1.0, 1.0, 2.0, 2.0)], {"mode": "linear"}, "only nearest"),
         ("BatchNormalization", [(1, 2), *(torch.ones(2) for _ in range(4))], {"training_mode": 1}, "training mode"),
-        ("Cast", [(2,)], {"to": 7}, "cast of a computed value"),
+        ("Cast", [(2,)], {"to": 10}, "cast of a computed value"),
+        ("Gather", [(2,), (1,)], {}, "operand 1 depends on the network's input"),
+        ("ScatterND", [(3,), (1, 1), (1,)], {}, "operand 1 depends on the network's input"),
+        ("ScatterND", [(3,), torch.tensor([[1], [1]]), (2,)], {}, "name an element twice"),
+        ("ScatterND", [(3,), torch.tensor([[1]]), (1,)], {"reduction": "mul"}, "reduction 'mul'"),
+        ("Mod", [(2,), (2,)], {"fmod": 1}, "a modulus that is not"),
         ("Reshape", [(2,), (2,)], {}, "only a constant is supported"),
     ],
 )
@@ -108,6 +133,9 @@ def test_refused_forms_say_why(op_type: str, operands: list[Any], attributes: di
         ("Conv", [(1, 2, 3, 3), torch.ones(1, 3, 1, 1)], {}, "want 3 channels"),
         ("BatchNormalization", [(1, 1), *(torch.full((1,), v) for v in (1.0, 0.0, 0.0, -1.0))], {}, "not positive"),
         ("Relu", [None], {}, "operand 0 is missing"),
+        ("GatherElements", [(2,), torch.tensor([2])], {}, "outside an axis of size 2"),
+        ("ScatterND", [(3,), torch.tensor([[1]]), (2,)], {}, "should be the same"),
+        ("Range", [double(0.0), double(1.0), double(0.0)], {}, "a step of zero"),
     ],
 )
 def test_invalid_nodes_say_why(op_type: str, operands: list[Any], attributes: dict[str, Any], why: str) -> None:
@@ -180,6 +208,53 @@ def test_a_boolean_mask_of_dropout_keeps_all() -> None:
     assert same == x
     value = build.value(mask)
     assert value is not None and bool(value.all()) and value.shape == (2, 3)
+
+
+def test_logic_of_computed_values() -> None:
+    """Values on both sides of a jump and at it, against torch."""
+    x = double([-2.5, -1.0, -0.0, 0.3, 1.0, 7.9])
+    y = double([-2.5, 1.0, 0.0, 0.2, 3.0, 7.0])
+    build = Builder()
+    left, right = build.input((6,)), build.input((6,))
+    known = readers()
+
+    def add(op_type: str, *inputs: int, **attributes: Any) -> int:
+        return known[op_type].from_onnx(OnnxNode(op_type, "", attributes, inputs, 1, 13), build)[0]
+
+    more, same = add("Greater", left, right), add("Equal", left, right)
+    either = add("Or", more, same)
+    cases = [
+        (more, x > y),
+        (same, x == y),
+        (either, x >= y),
+        (add("Not", either), x < y),
+        (add("Xor", more, add("Cast", left, to=9)), (x > y) ^ x.bool()),
+        (add("Where", more, left, right), torch.maximum(x, y)),
+        (add("Cast", left, to=7), x.trunc()),
+        (add("Mod", left, build.constant(double(0.75)), fmod=1), torch.fmod(x, double(0.75))),
+        (add("Shrink", left, lambd=1.0, bias=0.5), torch.where(x > 1, x - 0.5, torch.where(x < -1, x + 0.5, 0.0))),
+        (add("ThresholdedRelu", left, alpha=-1.5), torch.where(x > -1.5, x, 0.0)),
+    ]
+    values = build.finish([index for index, _ in cases]).evaluate(x, y)
+    for found, (_, expected) in zip(values, cases, strict=True):
+        torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-12)
+
+
+def test_scattered_and_gathered_places() -> None:
+    x, new = torch.arange(12.0).double().reshape(1, 3, 4), double([[-1.0, -2.0], [-3.0, -4.0]])
+    places = torch.tensor([[0, 1], [2, -1]])
+    replaced = x[0].clone()
+    replaced[0, 1], replaced[2, 3] = -1.0, -2.0
+    assert torch.equal(read("ScatterND", [(3, 4), places, double(-1.0, -2.0)]).evaluate(x)[0][0], replaced)
+    columns = x[0].scatter(1, torch.tensor([[0, 3], [1, 2]]), new[0])
+    scatter = read("ScatterElements", [(3, 4), torch.tensor([[0, -1], [1, 2]]), new[0]], {"axis": 1})
+    assert torch.equal(scatter.evaluate(x)[0][0], columns)
+    added = read("ScatterND", [(3, 4), places, double(-1.0, -2.0)], {"reduction": "add"}).evaluate(x)[0][0]
+    assert torch.equal(added - x[0], torch.where(replaced < 0, replaced, 0.0))
+    assert read("GatherND", [(3, 4), places]).evaluate(x)[0].tolist() == [[1.0, 11.0]]
+    assert read("GatherND", [(3, 4), torch.tensor([[1], [0], [-1]])], {"batch_dims": 1}).evaluate(x)[0].tolist() == [
+        [1.0, 4.0, 11.0]
+    ]
 
 
 def test_shape_arithmetic_is_folded() -> None:

@@ -16,6 +16,7 @@ import torch
 
 from bounds.ops.base import Op
 from bounds.ops.extremum import Max, Min
+from bounds.ops.jumps import Floor, Round, Step
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, PRelu
 from bounds.ops.bilinear import MatrixProduct, Product
 from bounds.ops.relu import Relu
@@ -64,7 +65,18 @@ SMOOTH = [
     Example(Tanh(), mpmath.tanh, (0.0, -1.5, 1.0)),
 ]
 
-JUMPS: list[Any] = []
+
+
+def step(left: float, at: float, right: float) -> Any:
+    values = (mpf(at), mpf(right), mpf(left))
+    return Example(Step(left, at, right), lambda x: values[(x > 0) - (x < 0)], jumps=True)
+
+
+JUMPS = [
+    *[step(*v) for v in ((-1.0, 0.0, 1.0), (-1.0, 1.0, 1.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))],
+    Example(Floor(), mpmath.floor, (0.0, -1.0, 3.0), jumps=True),
+    Example(Round(), mpmath.nint, (0.5, -1.5, 0.0), jumps=True),
+]
 
 SEVERAL = [
     Example(Max(), max, arity=2),

@@ -32,6 +32,7 @@ from verifier.attacks.clauses import ClauseArrays
 from verifier.attacks.descent import Descent, Places, Style
 from verifier.attacks.plan import AttackPlan
 from verifier.attacks.pool import Pool
+from verifier.attacks.straight_through import surrogate
 from verifier.query import Cases, Query
 
 # Points handed out at once: the replay of one is cheap, that of hundreds of large inputs is not.
@@ -150,7 +151,7 @@ def prepare(
     work, elements = cost(query.graph)
     size = 1.0 if torch.device(device).type == "cpu" else 64.0
     return Setting(
-        graph=query.graph.to(dtype, device),
+        graph=surrogate(query.graph.to(dtype, device)),
         cases=cases,
         clauses=clauses,
         number=number,

@@ -8,7 +8,7 @@ How far apart the two may be: a float32 sum of n products errs by at most ``n 2^
 absolute values, and that sum is what ``Affine.absolute`` gives (carried through nodes that have no counterpart in
 the model); a misread weight, pad or axis moves a value by a sizeable part of it. So the limit is a share of that sum
 (1e-4 in float32, where n up to 1,600 is covered even in the worst case, far more in practice), and for nonlinear
-operators a share of the node's greatest absolute value.
+operators a share of the node's greatest absolute value; where such an error can cross a jump, the height of the jump.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from bounds.ops.base import Affine
+from bounds.ops.jumps import Jumping
 from verifier.errors import InternalError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -164,6 +165,10 @@ def _scale(graph: Graph, node: Node, operands: list[Tensor], ours: Tensor, sizes
     that was computed here (a folded normalisation, say) is computed in float32 there: its recorded float64 error says
     how much that may differ, in spite of any cancellation.
     """
+    if isinstance(node.op, Jumping) and operands and node.inputs[0] in sizes:
+        slack = _SHARE["float32"] * sizes[node.inputs[0]]
+        low, high = node.op.interval([(operands[0] - slack, operands[0] + slack)], None)
+        return (high - low) / _SHARE["float32"] + _magnitude(ours)
     if not isinstance(node.op, Affine) or not operands:
         inherited = [sizes[i].max() for i in node.inputs if i in sizes]
         return torch.stack([_magnitude(ours), *inherited]).max().expand(ours.shape)

@@ -11,10 +11,10 @@ from verifier.network.reader import read_network
 
 SMALL = (
     "acasxu cifar10_resnet collins_rul_cnn cora dist_shift linearizenn metaroom mnist_fc oval21 reach_prob_density "
-    "rl_benchmarks safenlp sri_resnet_a sri_resnet_b vit"
+    "rl_benchmarks safenlp sri_resnet_a sri_resnet_b traffic_signs vit"
 ).split()
 LARGE = ["cgan", "tllverifybench", "yolo"]
-OTHER_OPERATORS = {"lsnc": "Cos", "traffic_signs": "Sign"}
+OTHER_OPERATORS = {"lsnc": "Cos"}
 
 
 def networks(folder: Path) -> list[Path]:

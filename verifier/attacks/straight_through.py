@@ -1,0 +1,63 @@
+"""Gradients through jumps: for the search alone, a jump passes on the slope of a smooth function near it.
+
+The derivative of a function with jumps is zero wherever it exists, so descent would never leave its start. As in the
+training of binarised networks (straight-through estimators, Bengio et al., 2013) the values stay what they are and only
+the gradient is replaced: that of a logistic step as wide as the operand's values are spread at the point, and 1
+for a staircase. Nothing of this is a claim: only a replay makes a point a counterexample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bounds.graph import Graph
+from bounds.ops.base import Interval, Op
+from bounds.ops.jumps import Jumping, Step
+from bounds.rounding import Rounding
+
+
+@dataclass(frozen=True, slots=True)
+class StraightThrough(Op):
+    """``jump`` with another gradient. It stands in no graph that is bounded."""
+
+    jump: Jumping
+
+    def forward(self, *operands: Tensor) -> Tensor:
+        (x,) = operands
+        value = self.jump.forward(x)
+        if not x.requires_grad:
+            return value
+        smooth = _smooth(self.jump, x)
+        return value + (smooth - smooth.detach())
+
+    def is_affine(self, variable: Sequence[bool]) -> bool:
+        return False
+
+    def interval(self, operands: Sequence[Interval], rounding: Rounding | None) -> Interval:
+        return self.jump.interval(operands, rounding)
+
+
+def _smooth(jump: Jumping, x: Tensor) -> Tensor:
+    if not isinstance(jump, Step):
+        return x
+    spread = x.detach().flatten(1).abs().mean(1).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
+    scaled = x / spread.reshape(-1, *[1] * (x.ndim - 1))
+    bump = torch.exp(-scaled.square()) * (jump.at - (jump.left + jump.right) / 2)
+    return torch.sigmoid(2 * scaled) * (jump.right - jump.left) + bump
+
+
+def has_jumps(graph: Graph) -> bool:
+    """Whether a node of the graph has jumps."""
+    return any(isinstance(node.op, Jumping) for node in graph.nodes)
+
+
+def surrogate(graph: Graph) -> Graph:
+    """The same function with gradients that pass through its jumps; the graph itself where it has none."""
+    if not has_jumps(graph):
+        return graph
+    nodes = [replace(n, op=StraightThrough(n.op)) if isinstance(n.op, Jumping) else n for n in graph.nodes]
+    return replace(graph, nodes=tuple(nodes))
