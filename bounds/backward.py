@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bounds.box import Box, LpBall
 from bounds.graph import Node
-from bounds.layouts import Dense, Owner, Rows, Selection, Windows, flat, is_image, total
+from bounds.layouts import Dense, Owner, Places, Rows, Selection, Windows, flat, is_image, total
 from bounds.ops.base import Affine, Interval, Line, Nonlinear, Relaxation
 from bounds.plan import Plan
 
@@ -125,18 +125,20 @@ class Walk:
             self.mirrored = False
             self.rows = {node: rows.mirrored() for node, rows in self.rows.items()}
             self.bias = torch.cat([self.bias - self.distance, -self.bias - self.distance])
+            self.distance = torch.zeros_like(self.bias)
             self.error, self.mass = self.error.repeat(2), self.mass.repeat(2)
             self.owner = self.owner.repeated()
         boxes = self.state.box.size
         if self.owner.index is not None or self.owner.groups == boxes:
             return
         before = self.owner
-        for node, rows in list(self.rows.items()):  # windows only know owners by index, or one box
+        for node, rows in list(self.rows.items()):  # windows know a single box, or owners by index
             shape = self.plan.graph.nodes[node].shape
             self.rows[node] = Dense(before.spread(rows.dense(shape), boxes)[0])
         self.bias, self.owner = before.spread(self.bias, boxes)
         self.error, _ = before.spread(self.error, boxes)
         self.mass, _ = before.spread(self.mass, boxes)
+        self.distance, _ = before.spread(self.distance, boxes)
 
     def total_error(self) -> Tensor:
         """All charges, enlarged by what their own computation and the running sum of the bias can lose."""
@@ -217,7 +219,10 @@ def start(plan: Plan, state: State, target: int, rows: Tensor | Selection, owner
         node = plan.graph.nodes[target]
         if target in plan.affine and _start_with_units(walk, node, rows):
             return walk
-        walk.rows[target] = rows.windows() if plan.windows and is_image(node.shape) else Dense(rows.dense())
+        if plan.windows and is_image(node.shape):
+            walk.rows[target] = rows.windows(Places.of_units(rows, owner))
+        else:
+            walk.rows[target] = Dense(rows.dense())
         return walk
     walk.rows[target] = Dense(rows)
     return walk
@@ -231,9 +236,10 @@ def _start_with_units(walk: Walk, node: Node, units: Selection) -> bool:
     if len(variables) != 1:
         return False
     source = node.inputs[variables[0]]
-    shape, rows = plan.graph.nodes[source].shape, None
+    shape = plan.graph.nodes[source].shape
+    rows: Rows | None = None
     if plan.windows and is_image(node.shape) and is_image(shape):
-        rows = op.unit_windows(units, variables[0], constants, shape)
+        rows = op.unit_windows(units, Places.of_units(units, walk.owner), variables[0], constants, shape)
     if rows is None:
         dense = op.unit_rows(units.index, variables[0], constants, shape)
         if dense is None:

@@ -125,16 +125,55 @@ def dot(owner: Owner, rows: Tensor, values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Windows:
-    """Coefficient rows over an image ``[1, C, H, W]``: row r is ``values[r]`` ``[h, w, C]`` from the place
-    ``origin[r]`` (top, left) on, and zero elsewhere.
+class Places:
+    """Where windows lie: P distinct places, ``origin`` ``[P, 2]`` (top, left) in the image of ``box`` ``[P]``, and for
+    each row ``[R]`` its ``place``.
 
-    Windows may stick out of the image; coefficients there are zero (``inside``). Channels come last, so that what is
-    gathered from a node is copied in runs.
+    Neurons of all channels at one point of an image see the same window, so what belongs to the node is gathered once
+    for all of them.
+    """
+
+    place: Tensor
+    origin: Tensor
+    box: Tensor
+
+    @staticmethod
+    def of_units(units: Selection, owner: Owner) -> Places:
+        """Of single elements of an image ``[1, C, H, W]``."""
+        height, width = units.shape[2:]
+        plane = height * width
+        keys = owner.boxes(units.index.shape[0], units.index.device) * plane + units.index % plane
+        found, place = torch.unique(keys, return_inverse=True)
+        return Places(place, torch.stack([found % plane // width, found % width], 1), found // plane)
+
+    def moved(self, factors: tuple[int, ...], shift: tuple[int, ...]) -> Places:
+        """With every origin multiplied and then moved back."""
+        origin = self.origin * self.origin.new_tensor(factors) - self.origin.new_tensor(shift)
+        return replace(self, origin=origin)
+
+    def take(self, rows: Tensor) -> Places:
+        """Of some of the rows."""
+        return replace(self, place=self.place[rows])
+
+    def twice(self) -> Places:
+        """Of rows that come twice, one after the other."""
+        return replace(self, place=self.place.repeat(2))
+
+    def along(self, axis: int, size: int) -> Tensor:
+        """``[P, size]``: rows (axis 0) or columns of the image under the windows."""
+        return self.origin[:, axis : axis + 1] + torch.arange(size, device=self.origin.device)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Windows:
+    """Coefficient rows over an image ``[1, C, H, W]``: row r is ``values[r]`` ``[h, w, C]`` at its place, and zero
+    elsewhere.
+
+    Windows may stick out of the image; coefficients there are zero (``inside``).
     """
 
     values: Tensor
-    origin: Tensor
+    places: Places
 
     @property
     def size(self) -> tuple[int, int]:
@@ -142,10 +181,9 @@ class Windows:
         return self.values.shape[1], self.values.shape[2]
 
     @staticmethod
-    def of_images(images: Tensor, origin: Tensor, shape: tuple[int, ...]) -> Windows:
+    def of_images(images: Tensor, places: Places, shape: tuple[int, ...]) -> Windows:
         """From ``[R, C, h, w]``; what lies outside the image is set to zero."""
-        found = Windows(images.permute(0, 2, 3, 1).contiguous(), origin)
-        return found.inside(shape)
+        return Windows(images.permute(0, 2, 3, 1).contiguous(), places).inside(shape)
 
     def images(self) -> Tensor:
         """``[R, C, h, w]``, a view."""
@@ -155,12 +193,12 @@ class Windows:
         """With zeros outside the image."""
         kept = []
         for axis in (0, 1):
-            places, size = self._along(axis), shape[axis + 2]
-            kept.append((places >= 0) & (places < size))
+            along = self.places.along(axis, self.size[axis])
+            kept.append((along >= 0) & (along < shape[axis + 2]))
         if bool(kept[0].all()) and bool(kept[1].all()):
             return self
-        mask = kept[0].unsqueeze(2) & kept[1].unsqueeze(1)
-        return Windows(self.values * mask.unsqueeze(3), self.origin)
+        mask = (kept[0].unsqueeze(2) & kept[1].unsqueeze(1)).to(self.values.dtype)
+        return Windows(self.values * mask.index_select(0, self.places.place).unsqueeze(3), self.places)
 
     def covers(self, shape: tuple[int, ...]) -> bool:
         """Whether the windows are about as large as the image."""
@@ -171,75 +209,71 @@ class Windows:
         """The rows over the whole node ``[R, *shape]``."""
         height, width = self.size
         rows, channels, device = self.values.shape[0], shape[1], self.values.device
-        place, kept = [], []
+        index, kept = [], []
         for axis, size in ((0, height), (1, width)):
-            along = torch.arange(shape[axis + 2], device=device) - self.origin[:, axis : axis + 1]
+            origin = self.places.origin[self.places.place, axis : axis + 1]
+            along = torch.arange(shape[axis + 2], device=device) - origin
             kept.append((along >= 0) & (along < size))
-            place.append(along.clamp(0, size - 1))
+            index.append(along.clamp(0, size - 1))
         base = torch.arange(rows, device=device).reshape(-1, 1, 1) * (height * width)
-        index = base + place[0].unsqueeze(2) * width + place[1].unsqueeze(1)
-        found = self.values.reshape(-1, channels).index_select(0, index.flatten())
+        where = base + index[0].unsqueeze(2) * width + index[1].unsqueeze(1)
+        found = self.values.reshape(-1, channels).index_select(0, where.flatten())
         mask = (kept[0].unsqueeze(2) & kept[1].unsqueeze(1)).reshape(-1, 1)
         found = (found * mask).reshape(rows, shape[2] * shape[3], channels)
-        return found.transpose(1, 2).reshape(rows, *shape)
+        return found.transpose(1, 2).contiguous().reshape(rows, *shape)
 
     def take(self, rows: Tensor) -> Windows:
         """Some of the rows."""
-        return Windows(self.values[rows], self.origin[rows])
+        return Windows(self.values[rows], self.places.take(rows))
 
     def mirrored(self) -> Windows:
         """All rows, then their negatives."""
-        return Windows(torch.cat([self.values, -self.values]), torch.cat([self.origin, self.origin]))
+        return Windows(torch.cat([self.values, -self.values]), self.places.twice())
 
-    def gather(self, owner: Owner | None, values: Tensor) -> Tensor:
+    def gather(self, values: Tensor) -> Tensor:
         """``[R, h, w, C]``: values ``[N or 1, 1, C, H, W]`` of boxes at the windows; outside the image any of them."""
         boxes, _, channels, height, width = values.shape
-        y, x = self._along(0).clamp(0, height - 1), self._along(1).clamp(0, width - 1)
+        y = self.places.along(0, self.size[0]).clamp(0, height - 1)
+        x = self.places.along(1, self.size[1]).clamp(0, width - 1)
         if boxes > 1:
-            assert owner is not None
-            y = y + owner.boxes(y.shape[0], y.device).unsqueeze(1) * height
+            y = y + self.places.box.unsqueeze(1) * height
         index = (y.unsqueeze(2) * width + x.unsqueeze(1)).flatten()
-        table = values.permute(0, 1, 3, 4, 2).reshape(-1, channels)
-        return table.index_select(0, index).reshape(*self.values.shape[:3], channels)
+        table = values.permute(0, 1, 3, 4, 2).reshape(-1, channels).index_select(0, index)
+        found = table.reshape(self.places.origin.shape[0], -1).index_select(0, self.places.place)
+        return found.reshape(self.values.shape)
 
     def scaled(self, owner: Owner, positive: Tensor, below: Tensor, above: Tensor) -> Windows:
         """``A+ below + A- above`` elementwise, for slopes ``[N, *shape]``; ``positive`` is where A is."""
-        slope = self.gather(owner, below)
+        slope = self.gather(below)
         if above is not below:
-            slope = torch.where(positive, slope, self.gather(owner, above))
-        return Windows(slope.mul_(self.values), self.origin)
+            slope = torch.where(positive, slope, self.gather(above))
+        return Windows(slope.mul_(self.values), self.places)
 
     def dot(self, owner: Owner, coefficients: Tensor, values: Tensor) -> Tensor:
         """``[R]``: ``coefficients . values`` for coefficients placed as these rows are and values ``[N or 1, *shape]``
         of boxes."""
-        return self.gather(owner, values).mul_(coefficients).flatten(1).sum(1)
+        return self.gather(values).mul_(coefficients).flatten(1).sum(1)
 
-    def framed(self, origin: Tensor, size: tuple[int, int], shift: tuple[int, int]) -> Windows:
+    def framed(self, places: Places, size: tuple[int, int], shift: tuple[int, int]) -> Windows:
         """The same rows in larger windows, which begin ``shift`` before these."""
         after = [size[k] - self.size[k] - shift[k] for k in (0, 1)]
-        return Windows(functional.pad(self.values, (0, 0, shift[1], after[1], shift[0], after[0])), origin)
-
-    def _along(self, axis: int) -> Tensor:
-        """``[R, h or w]``: places of the windows' rows (axis 0) or columns in the image."""
-        return self.origin[:, axis : axis + 1] + torch.arange(self.size[axis], device=self.origin.device)
+        return Windows(functional.pad(self.values, (0, 0, shift[1], after[1], shift[0], after[0])), places)
 
 
 Rows = Dense | Windows
 
 
 def total(one: Rows, two: Rows, shape: tuple[int, ...]) -> Rows:
-    """The sum of two sets of rows of one node: windows where those of both lie alike in every row, else dense."""
+    """The sum of two sets of rows of one node: windows where those of both lie alike everywhere, else dense."""
     if isinstance(one, Windows) and isinstance(two, Windows):
-        apart = two.origin - one.origin
+        apart = two.places.origin - one.places.origin
         if bool((apart == apart[:1]).all()):
             dy, dx = apart[0].tolist()
             above, before = max(0, -dy), max(0, -dx)
-            height = max(one.size[0], dy + two.size[0]) + above
-            width = max(one.size[1], dx + two.size[1]) + before
-            origin = one.origin + torch.minimum(apart[:1], torch.zeros_like(apart[:1]))
-            framed = one.framed(origin, (height, width), (above, before))
-            other = two.framed(origin, (height, width), (dy + above, dx + before))
-            return Windows(framed.values + other.values, origin)
+            size = max(one.size[0], dy + two.size[0]) + above, max(one.size[1], dx + two.size[1]) + before
+            places = one.places.moved((1, 1), (above, before))
+            framed = one.framed(places, size, (above, before)).values
+            return Windows(framed + two.framed(places, size, (dy + above, dx + before)).values, places)
     return Dense(one.dense(shape) + two.dense(shape))
 
 
@@ -275,25 +309,19 @@ class Selection:
         """The first half of mirrored rows."""
         return Selection(self.index[: self.count()], self.sign[: self.count()], self.shape)
 
-    def windows(self) -> Windows:
-        """The rows of an image ``[1, C, H, W]`` as windows of one place."""
+    def windows(self, places: Places) -> Windows:
+        """The rows of an image ``[1, C, H, W]`` as windows of one point."""
         _, channels, height, width = self.shape
         rows = torch.arange(self.index.shape[0], device=self.index.device)
         values = self.sign.new_zeros((rows.shape[0], channels))
         values[rows, self.index // (height * width)] = self.sign
-        return Windows(values.reshape(-1, 1, 1, channels), places(self.index, self.shape))
+        return Windows(values.reshape(-1, 1, 1, channels), places)
 
     def dense(self) -> Tensor:
         """The rows written out, ``[R, *shape]``."""
         rows = self.sign.new_zeros((self.index.shape[0], max(1, int(torch.Size(self.shape).numel()))))
         rows[torch.arange(self.index.shape[0], device=self.index.device), self.index] = self.sign
         return rows.reshape(-1, *self.shape)
-
-
-def places(index: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """``[R, 2]``: row and column in the image of flat elements of a node ``[1, C, H, W]``."""
-    height, width = shape[-2:]
-    return torch.stack([index // width % height, index % width], 1)
 
 
 def is_image(shape: tuple[int, ...]) -> bool:

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from bounds import machine
-from bounds.backward import State, backward
+from bounds.backward import State
 from bounds.box import Box, LpBall
-from bounds.concretize import concretize
 from bounds.forward import Functions, step
 from bounds.graph import Node
 from bounds.interval import node_interval, relaxed_charge, size
@@ -27,9 +26,9 @@ from bounds.layouts import Owner, Selection, flat
 from bounds.ops.base import Interval, Nonlinear, Relaxation
 from bounds.ops.univariate import PiecewiseLinear
 from bounds.plan import Plan
-from bounds.units import enclosed, with_parallel_lines
+from bounds.units import enclosed, least, with_parallel_lines
 
-MEMORY = 1 << 29
+MEMORY = 1 << 25
 """Bytes for the rows of one walk, where no budget is given."""
 
 COPIES = 6
@@ -131,9 +130,8 @@ def relax(
     relaxations[node.id] = relaxation
     if plan.rounding is not None:
         variables = [o for o, c in zip(operands, constants, strict=True) if c is None]
-        charges[node.id] = relaxed_charge(plan.rounding, node.op, relaxation, variables)
-    if plan.machine is not None and (error := machine.roundoff(plan, node, bounds)) is not None:
-        charges[node.id] = charges[node.id] + error
+        charge = relaxed_charge(plan.rounding, node.op, relaxation, variables)
+        charges[node.id] = machine.added(plan, node, bounds, charge)
 
 
 def crown(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, until: float = math.inf) -> Tensor:
@@ -149,8 +147,8 @@ def crown(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, 
         if time.monotonic() > until or not part.shape[0]:
             break
         chosen, places = units.take(part), torch.cat([part, part + count]) if units.mirrored else part
-        lines = backward(plan, state, node, chosen, _owners(state, owner[places]))
-        result[places] = torch.maximum(result[places], concretize(plan, lines, state.box, state.ball))
+        found = least(plan, state, node, chosen, _owners(state, owner[places]))
+        result[places] = torch.maximum(result[places], found)
     return result
 
 
@@ -281,7 +279,8 @@ def _underflow(draft: _Draft, node: Node) -> Tensor:
     assert plan.rounding is not None
     shapes = [plan.graph.nodes[i].shape for i in node.inputs]
     terms = node.op.terms(*shapes) if isinstance(node.op, Nonlinear) else plan.accumulation(node)
-    total = torch.zeros((), dtype=plan.dtype, device=plan.device)
+    # Products with charges and offsets underflow too, whatever the sizes are: one for each element, a few times over.
+    total = torch.full((), 2.0 * int(torch.Size(node.shape).numel()), dtype=plan.dtype, device=plan.device)
     for i, constant in zip(node.inputs, plan.operands[node.id], strict=True):
         if constant is None:
             total = total + draft.sizes[i].sum()

@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bounds.backward import State, start, steps, weigh
+from bounds.backward import State, Walk, backward, start, steps, weigh
+from bounds.concretize import concretize
 from bounds.interval import relaxed_charge
 from bounds.layouts import Owner, Selection
 from bounds.ops.base import Affine, Interval, Line, Relaxation
@@ -54,6 +55,27 @@ def enclosed(plan: Plan, state: State, target: int, units: Selection, owner: Own
     """
     walk = start(plan, state, target, units, owner)
     walk.mirrored = True
+    return _reached(walk, target)
+
+
+def least(plan: Plan, state: State, target: int, units: Selection, owner: Owner) -> Tensor:
+    """``[R]``: lower bounds of unit rows of ``target`` by a walk that chooses a line for each coefficient.
+
+    With a rounding model they hold in exact arithmetic. ``owner``: by index, or of one box.
+    """
+    if state.ball is not None:  # whose norm takes whole rows
+        return concretize(plan, backward(plan, state, target, units, owner), state.box, state.ball)
+    walk = start(plan, state, target, units, owner)
+    low, high = _reached(walk, target)
+    return torch.cat([low, -high]) if walk.mirrored else low
+
+
+def _reached(walk: Walk, target: int) -> Interval:
+    """``[R]``: what rows and their negatives reach on their boxes, walked down to where nothing is left but the input.
+
+    Rows that are written out have an upper end that means nothing.
+    """
+    plan, state = walk.plan, walk.state
     for _ in steps(walk, target, _entry(plan)):
         pass
     middle, away, size = walk.bias, walk.distance, torch.zeros_like(walk.bias)

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from bounds.layouts import Selection, Windows
+from bounds.layouts import Places, Selection, Windows
 from bounds.rounding import Rounding
 
 Shape = tuple[int, ...]
@@ -318,14 +318,14 @@ class Affine(Op):
         image = (rows.values.shape[3], *rows.size)
         if not self.elementwise or shape[1] != image[0] or any(o.shape[1:] != shape for o in full):
             return None
-        at = [None if o is None else rows.gather(None, o).permute(0, 3, 1, 2).unsqueeze(1) for o in operands]
+        at = [None if o is None else rows.gather(o).permute(0, 3, 1, 2).unsqueeze(1) for o in operands]
         result = self.pullback(rows.images().unsqueeze(1), position, at, (1, *image))
-        return Windows(result.squeeze(1).permute(0, 2, 3, 1).contiguous(), rows.origin)
+        return Windows(result.squeeze(1).permute(0, 2, 3, 1).contiguous(), rows.places)
 
     def unit_windows(
-        self, units: Selection, position: int, operands: Sequence[Tensor | None], shape: Shape
+        self, units: Selection, places: Places, position: int, operands: Sequence[Tensor | None], shape: Shape
     ) -> Windows | None:
-        """``unit_rows`` with their signs, as windows of the operand, where both are images; None: no cheap way."""
+        """``unit_rows`` at ``places``, with their signs, as windows of the operand; None: no cheap way."""
         return None
 
     def unit_rows(self, index: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bounds.layouts import Selection, Windows, places
+from bounds.layouts import Places, Selection, Windows
 from bounds.ops import reading
 from bounds.ops.arithmetic import Add
 from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Shape
@@ -93,10 +93,10 @@ class Conv(Affine):
         images = functional.conv_transpose2d(
             rows.images(), weight, None, self.strides, 0, 0, self.groups, self.dilations
         )
-        return Windows.of_images(images, self._origin(rows.origin), shape)
+        return Windows.of_images(images, rows.places.moved(self.strides, self.pads[:2]), shape)
 
     def unit_windows(
-        self, units: Selection, position: int, operands: Sequence[Tensor | None], shape: Shape
+        self, units: Selection, places: Places, position: int, operands: Sequence[Tensor | None], shape: Shape
     ) -> Windows | None:
         """Each row is one filter."""
         weight = operands[1]
@@ -105,11 +105,7 @@ class Conv(Affine):
             return None
         plane = units.shape[2] * units.shape[3]
         filters = weight[units.index // plane] * units.sign.reshape(-1, 1, 1, 1)
-        return Windows.of_images(filters, self._origin(places(units.index, units.shape)), shape)
-
-    def _origin(self, origin: Tensor) -> Tensor:
-        """Where the windows of the operand begin that the results at ``origin`` ``[R, 2]`` see."""
-        return origin * origin.new_tensor(self.strides) - origin.new_tensor(self.pads[:2])
+        return Windows.of_images(filters, places.moved(self.strides, self.pads[:2]), shape)
 
     def unit_rows(self, index: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor | None:
         """Each row is one filter, laid into zeros at its window."""
