@@ -49,9 +49,13 @@ def verify(
     return pipeline.verify(query, timeout=left, seed=seed, device=device, report=report)
 
 
-def load(path: str | Path) -> Graph:
-    """The computation graph of an ONNX model (plain or gzip), for ``bounds``. Raises ``InputError``,
-    ``UnsupportedError``."""
+def load(path: str | Path, *, normalised: bool = True) -> Graph:
+    """The computation graph of an ONNX model (plain or gzip), for ``bounds``.
+
+    ``normalised`` merges affine nodes and equal neurons: the same function of real numbers, with fewer nodes. With
+    False the nodes and constants are those of the file, as ``semantics="float32"`` wants them for what runtimes
+    return. Raises ``InputError``, ``UnsupportedError``.
+    """
     from verifier.network import read_network
 
-    return read_network(path).graph
+    return read_network(path, normalised=normalised).graph
