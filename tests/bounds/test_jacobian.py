@@ -6,10 +6,16 @@ lies within the bounds whatever kinks are on the way: in fractions, without any 
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import math
+import sys
 from fractions import Fraction
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -17,8 +23,7 @@ import torch
 from bounds import Alpha, Box, Builder, Crown, Graph, Interval
 from bounds.compute import Method
 from bounds.jacobian import JacobianBounds, jacobian_bounds
-from bounds.ops import operators
-from bounds.ops.base import NoDerivativeError, Nonlinear, Op
+from bounds.ops.base import NoDerivativeError, Op
 from bounds.ops.bilinear import MatrixProduct, Product
 from bounds.ops.extremum import Max
 from bounds.ops.gemm import Gemm
@@ -26,8 +31,10 @@ from bounds.ops.relu import Relu
 from bounds.ops.shaping import Reshape, Transpose
 from bounds.ops.softmax import LogSoftmax, Softmax
 from bounds.ops.sshape import Tanh
+from bounds.rounding import Rounding
 
 D = torch.float64
+mpf = mpmath.mpf
 NORMS = (1, 2, math.inf)
 
 
@@ -264,11 +271,46 @@ def test_search_needs_no_claim() -> None:
 # Every operator -------------------------------------------------------------------------------------------------------
 
 
-def differentiable() -> list[type[Op]]:
-    """The nonlinear operators that say something of their derivative."""
-    silent = Nonlinear.derivatives
-    return [op for op in operators() if issubclass(op, Nonlinear) and op.derivatives is not silent]
+def helper(name: str) -> ModuleType:
+    """A file of ``tests/helpers``, which is no package."""
+    if name not in sys.modules:
+        path = Path(__file__).resolve().parents[1] / "helpers" / f"{name}.py"
+        specification = importlib.util.spec_from_file_location(name, path)
+        assert specification is not None and specification.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
-def test_the_registry_has_differentiable_operators() -> None:
-    assert {Relu, Tanh, Max} <= set(differentiable())
+def test_derivatives_of_every_operator() -> None:
+    """Chords lie in the range of the derivative (by the mean value theorem), exactly and on dangerous intervals."""
+    silent = []
+    relaxations = helper("relaxations")
+    for example in helper("nonlinear_examples").EXAMPLES:
+        for random in (None, 150):
+            variable = relaxations.variables(example, D, random)
+            try:
+                ranges = example.op.derivatives(example.operands(variable), Rounding.of(D))
+            except NoDerivativeError:
+                silent.append(example)
+                break
+            for k in range(example.arity):
+                low, high = (end.expand_as(variable[0][0]).flatten().tolist() for end in ranges[k])
+                for n, (below, above) in enumerate(zip(low, high, strict=True)):
+                    check_chords(example, [(float(a[n]), float(b[n])) for a, b in variable], k, (below, above), n)
+    assert all(example.jumps for example in silent), [example.name for example in silent]
+
+
+def check_chords(example: Any, ends: list[tuple[float, float]], k: int, found: tuple[float, float], seed: int) -> None:
+    """Chords along operand ``k`` between its ends, its kinks and random places, the others anywhere."""
+    rng = np.random.default_rng(seed)
+    low, high = ends[k]
+    places = [low, high, *(c for c in (*example.kinks, 0.0) if low < c < high), *rng.uniform(low, high, 3)]
+    places = sorted({min(max(float(p), low), high) for p in places})
+    others = [float(np.clip(rng.choice([a, b, rng.uniform(a, b)]), a, b)) for a, b in ends]
+    assert not math.isnan(found[0]) and not math.isnan(found[1])
+    with mpmath.workprec(1300):  # the sums and products of doubles are exact
+        for left, right in itertools.pairwise(places):
+            one, two = ([*others[:k], p, *others[k + 1 :]] for p in (left, right))
+            rise, width = example.exact(two) - example.exact(one), mpf(right) - mpf(left)
+            assert mpf(found[0]) * width <= rise <= mpf(found[1]) * width, (example.name, ends, k, left, right, found)

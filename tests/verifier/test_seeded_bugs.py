@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import bounds.ascent
-import bounds.backward
 import bounds.dual
 import verifier.branch.activation_split
 import verifier.branch.input_split
+from bounds.ascent import DualRows
+from bounds.backward import Walk
 from bounds.graph import Builder
-from bounds.layouts import Selection
+from bounds.layouts import Dense, Windows
 from bounds.ops.base import Line, Relaxation
 from bounds.ops.conv import Conv
 from bounds.ops.gemm import Gemm
@@ -62,12 +62,8 @@ def wrap(patch: Patch, owner: Any, name: str, change: Callable[..., Any]) -> Non
 
 def lines_swapped(patch: Patch) -> None:
     """The slope of the other side: ``A+ upper + A- lower``."""
-    wrap(
-        patch,
-        bounds.backward,
-        "_choose",
-        lambda f, owner, rows, positive, below, above: f(owner, rows, positive, above, below),
-    )
+    for rows in (Dense, Windows):
+        wrap(patch, rows, "scaled", lambda f, self, owner, positive, *sides: f(self, owner, positive, *sides[::-1]))
 
 
 def intercept_too_small(patch: Patch) -> None:
@@ -93,19 +89,16 @@ def padding_not_masked(patch: Patch) -> None:
 
 def sign_of_unit_rows_lost(patch: Patch) -> None:
     """Upper bounds that are minus the lower bound of the same row, not of the negated one."""
-
-    def change(original: Callable[..., bool], walk: Any, node: Any, units: Selection) -> bool:
-        return original(walk, node, replace(units, sign=units.sign.abs()))
-
-    wrap(patch, bounds.backward, "_start_with_units", change)
+    for rows in (Dense, Windows):
+        wrap(patch, rows, "mirrored", lambda f, self: replace(f(self), values=torch.cat([self.values, self.values])))
 
 
 def errors_not_charged(patch: Patch) -> None:
     """Float32 taken for exact arithmetic."""
-    patch.setattr(bounds.backward, "_total_error", lambda walk: torch.zeros_like(walk.bias))
+    wrap(patch, Walk, "total_error", lambda f, self: torch.zeros_like(self.bias))
 
-    def change(original: Callable[..., Tensor], plan: Any, lines: Any, box: Any) -> Tensor:
-        return original(replace(plan, rounding=None), lines, box)
+    def change(original: Callable[..., Tensor], plan: Any, *args: Any) -> Tensor:
+        return original(replace(plan, rounding=None), *args)
 
     wrap(patch, verifier.branch.input_split, "concretize", change)
 
@@ -116,27 +109,27 @@ def errors_not_charged(patch: Patch) -> None:
 def beta_with_the_wrong_sign(patch: Patch) -> None:
     """Half-spaces that point away from the subproblem."""
     wrap(patch, bounds.dual, "Split", lambda f, signed: f(-signed))
-    wrap(
-        patch,
-        bounds.ascent,
-        "_gradients",
-        lambda f, dual, current, *args: [
-            -g if len(current.slopes) <= k < len(current.slopes) + len(current.betas) else g
-            for k, g in enumerate(f(dual, current, *args))
-        ],
-    )
+
+    def change(original: Callable[..., Tensor], self: DualRows) -> Tensor:
+        gradient = original(self)
+        for part in self.parts:
+            if part.kind == 2:
+                gradient[:, part.columns] *= -1
+        return gradient
+
+    wrap(patch, DualRows, "gradient", change)
 
 
 def negative_weights(patch: Patch) -> None:
     """Literal weights that are not kept non-negative."""
 
-    def change(original: Callable[..., None], variables: list[Tensor], *args: Any) -> None:
-        original(variables, *args)
-        weights = variables[-1]
-        if weights.shape[1] > 1:
-            weights[:, 1:] *= -1
+    def change(original: Callable[..., None], self: DualRows, point: Tensor) -> None:
+        original(self, point)
+        literals = self.weights.shape[1]
+        if literals > 1:
+            point[:, point.shape[1] - literals + 1 :] *= -1
 
-    wrap(patch, bounds.ascent, "_adam", change)
+    wrap(patch, DualRows, "project", change)
 
 
 def one_side_of_a_split(patch: Patch) -> None:
