@@ -7,13 +7,11 @@ lies within the bounds whatever kinks are on the way: in fractions, without any 
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import math
 import sys
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import mpmath
 import numpy as np
@@ -297,20 +295,7 @@ def test_derivatives_of_every_operator() -> None:
             for k in range(example.arity):
                 low, high = (end.expand_as(variable[0][0]).flatten().tolist() for end in ranges[k])
                 for n, (below, above) in enumerate(zip(low, high, strict=True)):
-                    check_chords(example, [(float(a[n]), float(b[n])) for a, b in variable], k, (below, above), n)
+                    helper("chords").check_chords(
+                        example, [(float(a[n]), float(b[n])) for a, b in variable], k, (below, above), n
+                    )
     assert all(example.jumps for example in silent), [example.name for example in silent]
-
-
-def check_chords(example: Any, ends: list[tuple[float, float]], k: int, found: tuple[float, float], seed: int) -> None:
-    """Chords along operand ``k`` between its ends, its kinks and random places, the others anywhere."""
-    rng = np.random.default_rng(seed)
-    low, high = ends[k]
-    places = [low, high, *(c for c in (*example.kinks, 0.0) if low < c < high), *rng.uniform(low, high, 3)]
-    places = sorted({min(max(float(p), low), high) for p in places})
-    others = [float(np.clip(rng.choice([a, b, rng.uniform(a, b)]), a, b)) for a, b in ends]
-    assert not math.isnan(found[0]) and not math.isnan(found[1])
-    with mpmath.workprec(1300):  # the sums and products of doubles are exact
-        for left, right in itertools.pairwise(places):
-            one, two = ([*others[:k], p, *others[k + 1 :]] for p in (left, right))
-            rise, width = example.exact(two) - example.exact(one), mpf(right) - mpf(left)
-            assert mpf(found[0]) * width <= rise <= mpf(found[1]) * width, (example.name, ends, k, left, right, found)
