@@ -10,19 +10,24 @@ from bounds.ops import (
     bilinear,
     comparison,
     conv,
+    exponential,
     extremum,
+    gates,
     gemm,
     indexing,
     jumps,
     normalization,
+    periodic,
     piecewise,
     pooling,
+    powers,
     reduction,
     relu,
     resize,
     scattering,
     shape_arithmetic,
     shaping,
+    smooth,
     softmax,
     sshape,
 )
@@ -34,8 +39,9 @@ __all__ = ["families", "operators", "readers", "supported"]
 def families() -> tuple[str, ...]:
     """The modules that define operators."""
     modules = (
-        arithmetic, bilinear, comparison, conv, extremum, gemm, indexing, jumps, normalization, piecewise, pooling,
-        reduction, relu, resize, scattering, shape_arithmetic, shaping, softmax, sshape,
+        arithmetic, bilinear, comparison, conv, exponential, extremum, gates, gemm, indexing, jumps, normalization,
+        periodic, piecewise, pooling, powers, reduction, relu, resize, scattering, shape_arithmetic, shaping, smooth,
+        softmax, sshape,
     )  # fmt: skip
     return tuple(module.__name__ for module in modules)
 

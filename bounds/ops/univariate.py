@@ -46,8 +46,8 @@ class Univariate(Nonlinear):
     def _outward(self, low: Tensor, high: Tensor, rounding: Rounding | None) -> Interval:
         if rounding is None or self.ulps == 0:
             return low, high
-        slack = 2 * self.ulps * rounding.unit
-        return low - (low.abs() * slack + rounding.tiny), high + (high.abs() * slack + rounding.tiny)
+        slack, least = 2 * self.ulps * rounding.unit, 2 * self.grain * rounding.unit + rounding.tiny
+        return low - (low.abs() * slack + least), high + (high.abs() * slack + least)
 
     def roundoff(self, operands: Sequence[Interval], result: Interval, machine: Rounding) -> Tensor | None:
         """Of a library function; exact where a piecewise linear function only selects."""
@@ -81,7 +81,7 @@ class Univariate(Nonlinear):
         """The minimum over ``[low, high]`` of ``f(x) - slope x``, with ``rounding`` at most the true one, and about
         where it is attained."""
         turning = self.valleys(slope, low, high, *parameters)
-        candidates = self._differences(slope, (low, high), turning, parameters, rounding)
+        candidates = self._differences(slope, (low, high), turning, parameters, rounding, 1)
         place, value = functools.reduce(_lesser, [(x, value - slack) for x, value, slack in candidates])
         return torch.nan_to_num(value, nan=-math.inf, posinf=-math.inf, neginf=-math.inf), place
 
@@ -91,7 +91,7 @@ class Univariate(Nonlinear):
         """The maximum over ``[low, high]`` of ``f(x) - slope x``, with ``rounding`` at least the true one, and about
         where it is attained."""
         turning = self.hills(slope, low, high, *parameters)
-        candidates = self._differences(slope, (low, high), turning, parameters, rounding)
+        candidates = self._differences(slope, (low, high), turning, parameters, rounding, -1)
         place, value = functools.reduce(_greater, [(x, value + slack) for x, value, slack in candidates])
         return torch.nan_to_num(value, nan=math.inf, posinf=math.inf, neginf=math.inf), place
 
@@ -102,17 +102,25 @@ class Univariate(Nonlinear):
         turning: Sequence[Interval],
         parameters: Sequence[Tensor],
         rounding: Rounding | None,
+        sign: int,
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """``(x, f(x) - slope x, slack)`` at ends and turning points: slack is what the value can be off by."""
+        """``(x, f(x) - slope x, slack)`` at ends and turning points: slack is what the value can be off by.
+
+        For a minimum (``sign`` 1) what overflowed upward is the largest number, for a maximum the mirror image.
+        """
+        largest = torch.finfo(ends[0].dtype).max
+        limits = {"max": largest} if sign > 0 else {"min": -largest}
+        opposite = {"min": -largest} if sign > 0 else {"max": largest}
         zero = torch.zeros_like(ends[0])
         inside = [(torch.minimum(torch.maximum(x, ends[0]), ends[1]), excess) for x, excess in turning]
         found = []
         for x, excess in ((ends[0], zero), (ends[1], zero), *inside):
-            value, product = self.forward(x, *parameters), slope * x
+            value, product = self.forward(x, *parameters).clamp(**limits), (slope * x).clamp(**opposite)
             slack = excess
             if rounding is not None:
                 slack = excess * (1 + 4 * rounding.unit) + 2 * rounding.tiny
-                slack = slack + (value.abs() * (2 * self.ulps + 6) + product.abs() * 6) * rounding.unit
+                sizes = value.abs() * (2 * self.ulps + 6) + product.abs() * 6 + 2 * self.grain
+                slack = slack + sizes * rounding.unit
             found.append((x, value - product, slack))
         return found
 

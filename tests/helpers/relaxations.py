@@ -2,9 +2,9 @@
 
 **A new operator** needs one line in ``EXAMPLES`` of ``nonlinear_examples.py``: the operator, its reference in
 ``mpmath`` numbers, and the places where it bends, turns or jumps. ``arity`` says how many variable operands it has;
-``domain`` where it is defined; ``parameters`` are constant operands; ``jumps`` that its values are not continuous (then
-lines need not touch the graph). An operator that joins several elements of one operand is tested in a file of its
-own, named in ``ELSEWHERE``. The registry test fails for an operator that is in neither.
+``domain`` where it is defined, ``pole`` that it is not at 0; ``parameters`` are constant operands; ``jumps`` that its
+values are not continuous (then lines need not touch the graph). An operator that joins several elements of one operand
+is tested in a file of its own, named in ``ELSEWHERE``. The registry test fails for an operator that is in neither.
 
 A line is searched for its worst place by dense sampling in float64, in three rounds around the least gap; the least
 gaps found, the ends and the kinks are then compared with 60 digits, with no tolerance.
@@ -41,6 +41,7 @@ class Example:
     parameters: tuple[Tensor, ...] = field(default=())
     domain: tuple[float, float] = (-math.inf, math.inf)
     jumps: bool = False
+    pole: bool = False
 
     @property
     def name(self) -> str:
@@ -87,6 +88,9 @@ def scattered(example: Example, dtype: torch.dtype, count: int, seed: int = 0) -
 
 def _within(example: Example, ends: np.ndarray, dtype: torch.dtype) -> Interval:
     """Ends moved into the domain; those of an open domain that touch it stay inside in either dtype."""
+    if example.pole:  # what holds 0 says nothing: to one side
+        ends = np.where((ends[:, :1] <= 1e-30) & (ends[:, 1:] >= -1e-30), np.abs(ends) + 1e-30, ends)
+        ends = np.sort(ends, 1)
     both = torch.from_numpy(ends).to(dtype).clamp(*example.domain)
     return both[:, :1].clone(), both[:, 1:].clone()
 
