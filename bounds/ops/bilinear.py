@@ -67,11 +67,12 @@ class Bilinear(Nonlinear):
         """The slopes of the line ``f(x, d) + f(c, y) + t (f(x, s) + f(r, y))`` for ``(c, d)``, ``(r, s)``."""
 
     def freedom(self, operands: Sequence[Interval]) -> tuple[Freedom | None, Freedom | None]:
-        """``t`` from -1 to 1 on both sides; 0 alone where the product is one of a constant."""
+        """``t`` from -1 to 1 on both sides; one value where the product is one of a constant."""
         (a, b), (c, d) = operands
         one = (self.forward(b - a, d - c) > 0).to(a.dtype)
-        free = Freedom(torch.zeros_like(one), -one, one)
-        return free, free
+        left, right = (anchor.to(a.dtype) for anchor in self._anchors(operands))
+        below, above = ((side * one) for side in (left + right, right - left))
+        return Freedom(below, -one, one), Freedom(above, -one, one)
 
     def relaxation(
         self,
@@ -79,30 +80,64 @@ class Bilinear(Nonlinear):
         rounding: Rounding | None,
         chosen: Parameters = (None, None),
     ) -> Relaxation:
-        """One line a side; ``chosen`` replaces the parameters ``t`` (initially 0)."""
-        (x, r), (y, s) = (_ball(o, rounding) for o in operands)
-        f = self.forward
-        product, bend = f(x, y), f(r, s)
-        slack = torch.zeros_like(product)
+        """One line a side; ``chosen`` replaces the parameters ``t``."""
+        below, above = self._initial(operands) if None in chosen else (None, None)
+        below = below if chosen[0] is None else self._line(operands, rounding, 1.0, chosen[0])
+        above = above if chosen[1] is None else self._line(operands, rounding, -1.0, chosen[1])
+        assert below is not None and above is not None
         if rounding is not None:
-            largest = f(x.abs() + r, y.abs() + s)
-            slack = rounding.affine(4 * self.count(tuple(x.shape[1:]), tuple(y.shape[1:])) + 16, 4 * largest)
+            (x, r), (y, s) = (_ball(o, rounding) for o in operands)
+            shapes = tuple(x.shape[1:]), tuple(y.shape[1:])
+            slack = rounding.affine(4 * self.count(*shapes) + 16, 4 * self.forward(x.abs() + r, y.abs() + s))
+            below, above = Line(below.slopes, below.offset - slack), Line(above.slopes, above.offset + slack)
+        return Relaxation((below,), (above,))
+
+    def _line(self, operands: Sequence[Interval], rounding: Rounding | None, sign: float, t: Tensor) -> Line:
+        """The lower (``sign`` 1) or upper (-1) line for any ``t``; its offset is not moved outward yet."""
+        (x, r), (y, s) = (_ball(o, rounding) for o in operands)
+        f, t = self.forward, t.clamp(-1, 1)
+        offset = -f(x, y) - sign * f(r, s) - t * (f(x, s) + sign * f(r, y))
+        return Line(self.slopes((x, y), (sign * r, s), t), offset)
+
+    def _initial(self, operands: Sequence[Interval]) -> tuple[Line, Line]:
+        """The lines of the middle; where an operand keeps its sign, the planes that meet at its end next to zero.
+
+        Between factors of one sign both planes are exact there, and where such factors add up to something fixed (a
+        softmax) that is where most of them lie.
+        """
+        (a, b), (c, d) = operands
+        left, right = self._anchors(operands)
+        f, x, y = self.forward, a / 2 + b / 2, c / 2 + d / 2
+        if not bool(left.any() or right.any()):
+            (_, r), (_, s) = (_ball(o, None) for o in operands)
+            slopes = self.plain(x, y, f(x, y))
+            return Line(slopes, -f(x, y) - f(r, s)), Line(slopes, f(r, s) - f(x, y))
         lines = []
-        for sign, given in ((1.0, chosen[0]), (-1.0, chosen[1])):
-            t = torch.zeros_like(product) if given is None else given.clamp(-1, 1)
-            offset = -product - sign * bend
-            if given is not None:
-                offset = offset - t * (f(x, s) + sign * f(r, y))
-            slopes = self.slopes((x, y), (sign * r, s), t) if given is not None else self.plain(x, y, product)
-            offset = offset if rounding is None else offset - sign * slack
-            lines.append(Line(slopes, offset))
-        if chosen[0] is None and chosen[1] is None:  # one object: walks need not tell the sides apart
-            lines[1] = Line(lines[0].slopes, lines[1].offset)
-        return Relaxation((lines[0],), (lines[1],))
+        for sign in (1, -1):
+            # The corner (x*, y*) whose plane f(x, y*) + f(x*, y) - f(x*, y*) is taken; 0: the middle.
+            at_x, at_y = left + sign * right, sign * left + right
+            first = torch.where(at_x > 0, b, torch.where(at_x < 0, a, x))
+            second = torch.where(at_y > 0, d, torch.where(at_y < 0, c, y))
+            rest = f(torch.maximum(b - first, first - a), torch.maximum(d - second, second - c))
+            middle = (left == 0) & (right == 0)
+            offset = -f(first, second) - sign * torch.where(middle, rest, 0.0)
+            lines.append(Line(self.plain(first, second, offset), offset))
+        return lines[0], lines[1]
+
+    def _anchors(self, operands: Sequence[Interval]) -> tuple[Tensor, Tensor]:
+        """-1, 1 where the first (else the second) operand keeps its sign and touches its lower, upper end; else 0."""
+        found = []
+        for low, high in operands:
+            above, below = low >= 0, high <= 0
+            if not self.elementwise:
+                axes = list(range(1, low.ndim))
+                above, below = above.all(dim=axes, keepdim=True), below.all(dim=axes, keepdim=True)
+            found.append(below.to(low.dtype) - (above & ~below).to(low.dtype))
+        return found[0], torch.where(found[0] != 0, 0.0, found[1])
 
     @abstractmethod
-    def plain(self, x: Tensor, y: Tensor, product: Tensor) -> tuple[Tensor, ...]:
-        """The slopes at ``t = 0``; ``product`` has the node's shape."""
+    def plain(self, x: Tensor, y: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+        """The slopes of the plane ``f(x', y) + f(x, y')`` at ``(x, y)``; ``like`` has the node's shape."""
 
     def ascent(self, operands: Sequence[Interval], chosen: Parameters, values: Sequence[Tensor]) -> Parameters:
         """``f(x - c, s) + f(r, y - d)`` below, ``f(x - c, s) - f(r, y - d)`` above."""
@@ -135,8 +170,8 @@ class Product(Bilinear):
     def slopes(self, middles: tuple[Tensor, Tensor], tilts: tuple[Tensor, Tensor], t: Tensor) -> tuple[Tensor, ...]:
         return middles[1] + t * tilts[1], middles[0] + t * tilts[0]
 
-    def plain(self, x: Tensor, y: Tensor, product: Tensor) -> tuple[Tensor, ...]:
-        return y.expand_as(product), x.expand_as(product)
+    def plain(self, x: Tensor, y: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+        return y.expand_as(like), x.expand_as(like)
 
     def derivatives(self, operands: Sequence[Interval], rounding: Rounding | None) -> tuple[Interval, ...]:
         return operands[1], operands[0]
@@ -169,7 +204,7 @@ class MatrixProduct(Bilinear):
     def slopes(self, middles: tuple[Tensor, Tensor], tilts: tuple[Tensor, Tensor], t: Tensor) -> tuple[Tensor, ...]:
         return middles[1], middles[0], tilts[1], tilts[0], t
 
-    def plain(self, x: Tensor, y: Tensor, product: Tensor) -> tuple[Tensor, ...]:
+    def plain(self, x: Tensor, y: Tensor, like: Tensor) -> tuple[Tensor, ...]:
         return y, x
 
     def along(self, slopes: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
