@@ -13,7 +13,7 @@ Zhang et al., RecurJac, AAAI 2019), so by Lebourg's mean value theorem
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -99,15 +99,15 @@ def jacobian_bounds(
     rounding = None if semantics is None else Rounding.of(dtype)
     with torch.no_grad(), nullcontext() if semantics is None else plain_products():
         plan = prepare(graph, dtype, device, rounding)
-        ranges = _ranges(plan, {i: found.at(i) for i in plan.watched})
-        seeds = _seeds(plan, rows)
+        ranges = derivative_ranges(plan, {i: found.at(i) for i in plan.watched})
+        seeds = seed_rows(plan, rows)
         size = found.lower.shape[0]
         lower = torch.empty((size, seeds.shape[0], *graph.nodes[plan.input].shape), dtype=dtype, device=plan.device)
         upper = torch.empty_like(lower)
         for boxes, part in _chunks(plan, size, seeds.shape[0]):
             some = {i: tuple((low[boxes], high[boxes]) for low, high in pairs) for i, pairs in ranges.items()}
             centre = seeds[part].unsqueeze(0).expand(boxes.stop - boxes.start, *seeds[part].shape)
-            lower[boxes, part], upper[boxes, part] = _walk(plan, some, centre)
+            lower[boxes, part], upper[boxes, part] = walk(plan, some, centre)
     return JacobianBounds(lower, upper, semantics)
 
 
@@ -117,7 +117,7 @@ def _dual(p: float) -> float:
     return math.inf if p == 1 else 2 if p == 2 else 1
 
 
-def _seeds(plan: Plan, rows: Tensor | None) -> Tensor:
+def seed_rows(plan: Plan, rows: Tensor | None) -> Tensor:
     """The rows that the walk starts with, ``[R, *output shape]``: exact numbers."""
     shape = plan.graph.nodes[plan.output].shape
     if rows is None:
@@ -130,7 +130,7 @@ def _seeds(plan: Plan, rows: Tensor | None) -> Tensor:
     return rows.detach().to(device=plan.device, dtype=plan.dtype)
 
 
-def _ranges(plan: Plan, bounds: Mapping[int, Interval]) -> dict[int, tuple[Interval, ...]]:
+def derivative_ranges(plan: Plan, bounds: Mapping[int, Interval]) -> dict[int, tuple[Interval, ...]]:
     """Of every nonlinear node the ranges of its derivatives by each data operand."""
     found: dict[int, tuple[Interval, ...]] = {}
     failures: list[str] = []
@@ -181,13 +181,23 @@ def _chunks(plan: Plan, boxes: int, rows: int) -> Iterator[tuple[slice, slice]]:
             yield slice(first, min(first + several, boxes)), slice(start, min(start + some, rows))
 
 
-def _walk(plan: Plan, ranges: Mapping[int, tuple[Interval, ...]], seeds: Tensor) -> Interval:
-    """Rows ``[N, R, *output shape]`` pulled back to the input."""
+def walk(
+    plan: Plan,
+    ranges: Mapping[int, tuple[Interval, ...]],
+    seeds: Tensor,
+    reached: Callable[[Node, Tensor, Tensor], None] | None = None,
+) -> Interval:
+    """Rows ``[N, R, *output shape]`` pulled back to the input, over the ranges of ``derivative_ranges``.
+
+    ``reached`` is told centre and radius of the rows at every node on the way, before the step over it.
+    """
     pending: dict[int, _Rows] = {plan.output: (seeds, torch.zeros_like(seeds))}
     for node in reversed(plan.graph.nodes):
         if node.id == plan.input or node.id not in pending:
             continue
         rows = pending.pop(node.id)
+        if reached is not None:
+            reached(node, *rows)
         parts = _over_nonlinear(plan, node, ranges[node.id], rows) if node.id in plan.relaxed else ()
         for position, (index, constant) in enumerate(zip(node.inputs, plan.operands[node.id], strict=True)):
             if constant is not None:

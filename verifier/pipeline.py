@@ -26,6 +26,7 @@ from verifier.branch.root import real_status, refine, screen
 from verifier.errors import InputError
 from verifier.query import Query
 from verifier.replay import Replayer
+from verifier.runtime_error import float32_error
 from verifier.strategy import Strategy, choose, features
 from verifier.verdict import Counterexample, Progress, TimedOut, Unknown, Verdict, Verified, Violated
 
@@ -245,7 +246,8 @@ def _attack_longer(run: _Run, tasks: list[OpenTask]) -> None:
 
 
 def _verified(run: _Run) -> Verdict:
-    return Verified(stage=run.stage, margin=run.margin, subproblems=run.refuted)
+    error = math.inf if run.expired() else float32_error(run.query, run.exact.device)
+    return Verified(stage=run.stage, margin=run.margin, subproblems=run.refuted, float32_error=error)
 
 
 def _open(run: _Run, reason: str) -> Verdict:

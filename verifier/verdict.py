@@ -69,13 +69,20 @@ class Verified(Verdict):
     ``semantics`` says for which arithmetic ("real": exact arithmetic over the stored weights). ``margin`` is
     the least proven distance: at every input of the set each clause has a literal, or a combination of its literals
     with weights of sum 1, that fails by at least this much (inf: there was nothing to refute). ``subproblems`` is how
-    many were refuted, each by bounds that include their rounding errors.
+    many were refuted, each by bounds that include their rounding errors. ``float32_error`` is how far the forms of the
+    property may be off where the network is computed in float32, in any order (inf: not known).
     """
 
     word: ClassVar[Word] = "unsat"
     semantics: Literal["real", "float32"] = "real"
     margin: float = float("inf")
     subproblems: int = 0
+    float32_error: float = float("inf")
+
+    @property
+    def real_only(self) -> bool:
+        """Whether the margin is within what float32 may be off: the proof then says nothing about float32."""
+        return not self.margin > self.float32_error
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -56,6 +56,8 @@ def verdict_record(verdict: Verdict, query: Query | None = None) -> dict[str, An
             "semantics": verdict.semantics,
             "lower_bound": number(verdict.margin),
             "subproblems": verdict.subproblems,
+            "float32_error": number(verdict.float32_error),
+            "real_only": verdict.real_only,
         }
     elif isinstance(verdict, Unknown):
         more |= {

@@ -1,0 +1,45 @@
+"""What a proof over the real numbers says of the network as it runs in float32: how far its forms can be off.
+
+A proof whose least margin is larger than that error holds for what float32 returns too, in any order of evaluation.
+The error is bounded over the least box around all boxes of the query, so where these are large (or far apart) it is
+pessimistic; a smaller margin is labelled "real only" then, which says that nothing is known about float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from verifier.query import Query
+
+MOST_FORMS = 256
+"""Forms up to which the error is bounded at all: it takes a walk for each."""
+
+MOST_NEURONS = 3000
+"""Nonlinear elements up to which their bounds come from backward walks; above, from intervals."""
+
+
+def float32_error(query: Query, device: torch.device | str = "cpu") -> float:
+    """A bound of ``|computed - exact|`` for every form of the query (on the left of its literals, as a graph in float32
+    computes it) over its boxes; infinite where there is none (jumps, too many forms, no error model)."""
+    from bounds.box import Box
+    from bounds.forward_error import forward_error
+    from bounds.methods import Crown, Interval
+    from bounds.ops.base import Affine
+
+    graph = query.graph
+    lower, upper = (torch.from_numpy(e).to(device) for e in (query.cases.lower.min(0), query.cases.upper.max(0)))
+    if graph.nodes[graph.outputs[0]].shape[0] > MOST_FORMS:
+        return math.inf
+    shape = graph.nodes[graph.inputs[0]].shape
+    box = Box(lower.reshape(1, *shape), upper.reshape(1, *shape))
+    variable = graph.variable
+    neurons = sum(
+        torch.Size(n.shape).numel() for n in graph.nodes if variable[n.id] and n.inputs and not isinstance(n.op, Affine)
+    )
+    try:
+        found = forward_error(graph, box, Crown() if neurons <= MOST_NEURONS else Interval())
+    except ValueError:  # an operator without a derivative, or without an error model
+        return math.inf
+    return float(found.max())
