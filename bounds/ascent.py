@@ -48,7 +48,7 @@ from bounds.ops.base import Interval, Nonlinear, Parameters
 from bounds.plan import Plan
 from bounds.propagate import Tighten, chunk_rows
 
-INNER = Pace(20, rate=0.4, decay=0.95, patience=3, least=0.03)
+INNER = Pace(20, rate=0.4, decay=0.95, patience=6, least=0.02)
 """How inner neurons ascend: large steps, and no more once a neuron gains little."""
 OUTER = Pace(20, rate=0.4, decay=0.95)
 """How what is asked for ascends."""
@@ -260,34 +260,40 @@ class Found:
     slopes: Slopes
 
 
-def optimise(asked: Asked, pace: Pace, goal: float | None = None, start: Slopes | None = None) -> Found:
+def optimise(
+    asked: Asked,
+    pace: Pace,
+    goal: float | None = None,
+    start: Slopes | None = None,
+    known: dict[int, Condensed] | None = None,
+) -> Found:
     """The best bounds that at most ``pace.steps`` steps find in a plan without error terms, each row by itself.
 
     A row above ``goal`` stops (None: no row does), of mirrored rows its mate with it. With ``start`` no bound is below
-    that at these parameters (up to rounding).
+    that at these parameters (up to rounding). ``known`` keeps condensed boxes from one call to the next, as long as
+    nothing changes in what the state says of earlier nodes.
     """
     plan = asked.plan
     spread = by_rows(plan, asked.state, asked.owner)
     slopes = initial(plan, spread)
     for node, pair in (start or {}).items():
         slopes[node] = each(pair, lambda s: s.to(plan.dtype, copy=True))
-    if Condensed.fits(plan, asked.state, asked.node):
-        return _condensed(asked, pace, goal, slopes)
+    if Condensed.fits(plan):
+        return _condensed(asked, (pace, goal), slopes, {} if known is None else known)
     dual = Dual(plan, spread, asked.node, Objective.single(asked.dense()), {})
     found, point, scale = DualRows.of(dual, Multipliers(slopes, {}, dual.objective.weights))
     top = climb(found, point, scale, pace, goal, asked.mirrored)
     return Found(top.value, found.multipliers(top.point).slopes)
 
 
-def _condensed(asked: Asked, pace: Pace, goal: float | None, slopes: Slopes) -> Found:
+def _condensed(asked: Asked, how: tuple[Pace, float | None], slopes: Slopes, known: dict[int, Condensed]) -> Found:
     """Box by box, since each has dead neurons of its own; ``slopes`` are read as the start and overwritten."""
     bound = torch.empty(asked.owner.shape[0], dtype=asked.plan.dtype, device=asked.plan.device)
     for box in torch.unique(asked.owner).tolist():
         mine, part = asked.of_box(box)
-        network = Condensed(part.plan, part.state)
-        rows = CondensedRows.of(network, network.rays(part.node, part.rows))
-        least, greatest = rows.bounds
-        top = climb(rows, rows.read(slopes, mine), greatest - least, pace, goal, part.mirrored)
+        known[box] = Condensed(part.plan, part.state, known[box].stages if box in known else {})
+        rows = CondensedRows.of(known[box], known[box].rays(part.node, part.rows))
+        top = climb(rows, rows.read(slopes, mine), rows.scale(), *how, part.mirrored)
         bound[mine] = top.value
         rows.write(top.point, slopes, mine)
     return Found(bound, slopes)
@@ -309,13 +315,17 @@ def optimised(search: Plan, steps: int, until: float = math.inf) -> Tighten:
     Rows whose turn comes after ``until`` (``time.monotonic()``) are left as they are (-inf: nothing gained).
     """
     pace = replace(INNER, steps=steps)
+    known, seen = dict[int, Condensed](), list[object]()
 
     def tighten(plan: Plan, state: State, node: int, units: Selection, owner: Tensor) -> Tensor:
+        if not seen or seen[0] is not state.bounds:  # another propagation
+            known.clear()
+            seen[:] = [state.bounds]
         rough = state if plan is search else recast(search, state)
         result = torch.full((owner.shape[0],), -torch.inf, dtype=plan.dtype, device=plan.device)
         goal = 0.0 if _sign_decides(search, node) else None
         count = owner.shape[0] // 2 if units.mirrored else owner.shape[0]
-        size = max(1, chunk_rows(plan, node) // (8 if units.mirrored else 4))
+        size = max(1, chunk_rows(plan, node) // (2 if units.mirrored else 1))
         for first in range(0, count, size):
             if time.monotonic() > until:
                 break
@@ -323,7 +333,7 @@ def optimised(search: Plan, steps: int, until: float = math.inf) -> Tighten:
             part = torch.cat([part, part + count]) if units.mirrored else part
             rows = units.take(slice(first, first + size))
             cast = replace(rows, sign=rows.sign.to(search.dtype))
-            found = optimise(Asked(search, rough, node, cast, owner[part]), pace, goal)
+            found = optimise(Asked(search, rough, node, cast, owner[part]), pace, goal, known=known)
             proof = Asked(plan, state, node, rows, owner[part])
             result[part] = found.bound if plan is search else decide(proof, found)[1]
         return result

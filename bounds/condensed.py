@@ -1,20 +1,22 @@
-"""One box's network with nothing left in it but what can vary: matrices between relaxed nodes, dead neurons dropped.
+"""One box's network with nothing left in it but what can vary: dead neurons dropped, relaxed nodes joined by links.
 
 On one box most neurons of a ReLU network are off for good; their columns drop out of every product. Between relaxed
 nodes everything is affine, so a backward walk over the rest is, from the last relaxed node to the first,
 
     A_source += (A+ lower slope + A- upper slope) M,        bias += A+ lower offset + A- upper offset,
 
-with one matrix M for each pair of relaxed nodes (or the input) that an affine path joins. A walk is then a handful of
-products of small dense matrices, which is what an ascent over many rows wants. Numbers are those of ``backward`` up to
-the order of summation; nothing here carries error terms.
+with an affine map M for each operand of a relaxed node. A ``Link`` is such a map: small dense matrices over what is
+left, where that is quicker, else the graph's own operators (convolutions). A walk is then a handful of
+products, which is what an ascent over many rows wants. Numbers are those of ``backward`` up to the order of summation;
+nothing here carries error terms.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -25,8 +27,8 @@ from bounds.layouts import Selection, flat
 from bounds.ops.base import Affine, Freedom, Interval, Line, Nonlinear, Relaxation
 from bounds.plan import Plan
 
-DENSER = 4.0
-"""How many times the products of a walk over the graph one over condensed matrices may need: they are quicker."""
+DENSER = 2.0
+"""How many times the products of the graph's own operators a dense matrix may need: it is that much quicker."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +37,85 @@ class Rays:
 
     parts: Mapping[int, Tensor]
     bias: Tensor
+
+
+class Link(ABC):
+    """The affine map from what is relaxed before an operand (and the input) to the U elements of it that are left."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def sources(self) -> Collection[int]:
+        """The relaxed nodes, and the input where it is one, that the operand depends on."""
+
+    @abstractmethod
+    def down(self, rows: Tensor) -> Rays:
+        """Coefficient rows ``[R, U]`` of the operand as functions of its sources."""
+
+    @abstractmethod
+    def up(self, values: Mapping[int, Tensor]) -> Tensor:
+        """``[R, U]``: the operand, for values ``[R, U_source]`` of its sources."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matrices(Link):
+    """A link written out."""
+
+    rays: Rays
+
+    @property
+    def sources(self) -> Collection[int]:
+        return self.rays.parts.keys()
+
+    def down(self, rows: Tensor) -> Rays:
+        return Rays({n: rows @ matrix for n, matrix in self.rays.parts.items()}, rows @ self.rays.bias)
+
+    def up(self, values: Mapping[int, Tensor]) -> Tensor:
+        total = self.rays.bias
+        for source, matrix in self.rays.parts.items():
+            total = torch.addmm(total, values[source], matrix.T)
+        return total
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operators(Link):
+    """A link by the operators themselves, over whole nodes: ``nodes`` from the operand down, ``left`` says for each end
+    which flat elements are left (None: all)."""
+
+    plan: Plan
+    operand: int
+    nodes: tuple[int, ...]
+    left: Mapping[int, Tensor | None]
+    index: Tensor
+
+    @property
+    def sources(self) -> Collection[int]:
+        return self.left.keys()
+
+    def down(self, rows: Tensor) -> Rays:
+        plan = self.plan
+        walk = Pull(plan, {self.operand: self._wide(rows, self.operand, self.index)}, rows.new_zeros(rows.shape[0]))
+        for node in self.nodes:
+            walk.over(node)
+        return Rays({n: self._narrow(walk.rows[n], index) for n, index in self.left.items()}, walk.bias)
+
+    def up(self, values: Mapping[int, Tensor]) -> Tensor:
+        plan, full = self.plan, {n: self._wide(values[n], n, index) for n, index in self.left.items()}
+        for node in reversed(self.nodes):
+            inputs = [full[i] if c is None else c for i, c in operands_of(plan, node)]
+            full[node] = plan.graph.nodes[node].op.forward(*inputs)
+        return self._narrow(full[self.operand], self.index)
+
+    def _wide(self, values: Tensor, node: int, index: Tensor | None) -> Tensor:
+        shape = (values.shape[0], *self.plan.graph.nodes[node].shape)
+        if index is None:
+            return values.reshape(shape)
+        wide = values.new_zeros((values.shape[0], math.prod(shape[1:])))
+        return wide.index_copy_(1, index, values).reshape(shape)
+
+    def _narrow(self, values: Tensor, index: Tensor | None) -> Tensor:
+        return flat(values) if index is None else flat(values).index_select(1, index)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +136,7 @@ class Stage:
     fixed: tuple[Line, Line] | None
     operands: tuple[Interval, ...]
     free: tuple[Freedom | None, Freedom | None]
-    sources: tuple[Rays, ...]
+    sources: tuple[Link, ...]
 
 
 @dataclass(slots=True)
@@ -67,32 +148,15 @@ class Condensed:
     stages: dict[int, Stage] = field(default_factory=dict)
 
     @staticmethod
-    def fits(plan: Plan, state: State, target: int) -> bool:
-        """Whether a walk from the target over condensed matrices is possible and not dearer than one over the graph:
-        every relaxed node works element by element on operands of its own shape, and little is left of it."""
+    def fits(plan: Plan) -> bool:
+        """Whether every relaxed node works element by element on operands of its own shape."""
         nodes = plan.graph.nodes
-        dense, native = 0, 0
-        sources: dict[int, set[int]] = {plan.input: {plan.input}}
-        left = {plan.input: math.prod(nodes[plan.input].shape)}
-        for node in nodes[: target + 1]:
-            variables = [i for i, c in _operands(plan, node.id) if c is None] if node.id in plan.operands else []
-            if not variables:
-                continue
-            if node.id in plan.affine:
-                sources[node.id] = set[int]().union(*(sources[i] for i in variables))
-                native += plan.accumulation(node) * math.prod(node.shape)
-                continue
-            op = node.op
-            if (
-                not isinstance(op, Nonlinear)
-                or not op.elementwise
-                or any(nodes[i].shape != node.shape for i in variables)
-            ):
-                return False
-            left[node.id] = int(matters(state.relaxations[node.id]).sum())
-            sources[node.id] = {node.id}
-            dense += sum(left[node.id] * left[i] for v in variables for i in sources[v])
-        return dense <= DENSER * native
+        return all(
+            isinstance(op := nodes[k].op, Nonlinear)
+            and op.elementwise
+            and all(nodes[i].shape == nodes[k].shape for i, c in operands_of(plan, k) if c is None)
+            for k in plan.relaxed
+        )
 
     def stage(self, node: int) -> Stage:
         """The stage of a relaxed node."""
@@ -104,7 +168,7 @@ class Condensed:
         plan, state = self.plan, self.state
         op, shape = plan.graph.nodes[node].op, plan.graph.nodes[node].shape
         assert isinstance(op, Nonlinear)
-        ends = [state.bounds[i] if c is None else (c, c) for i, c in _operands(plan, node)]
+        ends = [state.bounds[i] if c is None else (c, c) for i, c in operands_of(plan, node)]
         lines = state.relaxations[node].lower[0], state.relaxations[node].upper[0]
         free = op.freedom(ends)
         choice = torch.zeros((1, *shape), dtype=torch.bool, device=plan.device)
@@ -135,32 +199,52 @@ class Condensed:
             _unless_identity(both(rest)),
             tuple((at(low), at(high)) for low, high in ends),
             (narrowed(free[0]), narrowed(free[1])),
-            tuple(self.rays(i, Selection(index, one, shape)) for i, c in _operands(plan, node) if c is None),
+            tuple(self._link(i, Selection(index, one, shape)) for i, c in operands_of(plan, node) if c is None),
         )
+
+    def _link(self, operand: int, units: Selection) -> Link:
+        """Matrices where they need not many more products than the operators."""
+        plan, left = self.plan, dict[int, Tensor | None]()
+        reached, nodes, native = {operand}, list[int](), 0
+        for node in range(operand, -1, -1):
+            if node not in reached:
+                continue
+            if node == plan.input:
+                left[node] = None
+            elif node in plan.relaxed:
+                left[node] = self.stage(node).index
+            else:
+                nodes.append(node)
+                reached.update(i for i, c in operands_of(plan, node) if c is None)
+                native += plan.accumulation(plan.graph.nodes[node]) * math.prod(plan.graph.nodes[node].shape)
+        every = math.prod(plan.graph.nodes[plan.input].shape)
+        dense = units.index.shape[0] * sum(every if index is None else index.shape[0] for index in left.values())
+        if dense <= DENSER * native or not nodes:
+            return Matrices(self.rays(operand, units))
+        return Operators(plan, operand, tuple(nodes), left, units.index)
 
     def rays(self, target: int, rows: Selection | Tensor) -> Rays:
         """Rows of a node (unit rows, or ``[R, *shape]``) as functions of what is relaxed before it."""
         plan = self.plan
         count = rows.index.shape[0] if isinstance(rows, Selection) else rows.shape[0]
-        walk = _Pull(plan, {}, torch.zeros(count, dtype=plan.dtype, device=plan.device))
+        walk = Pull(plan, {}, torch.zeros(count, dtype=plan.dtype, device=plan.device))
         if not (isinstance(rows, Selection) and target in plan.affine and walk.start(target, rows)):
             walk.rows[target] = rows.dense() if isinstance(rows, Selection) else rows
         parts: dict[int, Tensor] = {}
         for node in range(target, -1, -1):
-            current = walk.rows.pop(node, None)
-            if current is None:
+            if node not in walk.rows:
                 continue
             if node == plan.input:
-                parts[node] = flat(current).contiguous()
+                parts[node] = flat(walk.rows.pop(node)).contiguous()
             elif node in plan.relaxed:
-                parts[node] = flat(current)[:, self.stage(node).index]
+                parts[node] = flat(walk.rows.pop(node))[:, self.stage(node).index]
             else:
-                walk.over(node, current)
+                walk.over(node)
         return Rays(parts, walk.bias)
 
 
 @dataclass(slots=True)
-class _Pull:
+class Pull:
     """Dense rows on their way down through affine nodes alone."""
 
     plan: Plan
@@ -183,13 +267,13 @@ class _Pull:
             self.bias = self.bias + plan.offset[target].flatten()[units.index] * units.sign
         return True
 
-    def over(self, index: int, rows: Tensor) -> None:
-        """One transposed step."""
-        plan, node = self.plan, self.plan.graph.nodes[index]
+    def over(self, index: int) -> None:
+        """The transposed step over a node."""
+        plan, node, rows = self.plan, self.plan.graph.nodes[index], self.rows.pop(index)
         assert isinstance(node.op, Affine)
         if index in plan.offset:
-            self.bias = self.bias + flat(rows) @ plan.offset[index].flatten()
-        for position, (source, constant) in enumerate(_operands(plan, index)):
+            self.bias = torch.addmv(self.bias, flat(rows), plan.offset[index].flatten())
+        for position, (source, constant) in enumerate(operands_of(plan, index)):
             if constant is None:
                 pulled = node.op.pullback(rows, position, plan.operands[index], plan.graph.nodes[source].shape)
                 self.rows[source] = self.rows[source] + pulled if source in self.rows else pulled
@@ -209,6 +293,6 @@ def _unless_identity(lines: tuple[Line, Line]) -> tuple[Line, Line] | None:
     return None if plain else lines
 
 
-def _operands(plan: Plan, node: int) -> list[tuple[int, Tensor | None]]:
-    """``(id, constant or None)`` of each operand."""
+def operands_of(plan: Plan, node: int) -> list[tuple[int, Tensor | None]]:
+    """``(id, constant or None)`` of each operand of a node."""
     return list(zip(plan.graph.nodes[node].inputs, plan.operands[node], strict=True))

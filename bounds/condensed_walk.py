@@ -15,6 +15,10 @@ from bounds.condensed import Condensed, Rays, Stage
 from bounds.layouts import Owner, flat
 from bounds.ops.base import Interval, Line, Parameters
 
+CAREFUL = 0.12
+"""Steps of parameters that move both slope and offset of a line, as a share of those of a slope alone: near the best
+one such a bound bends, where that of a ReLU is piecewise linear (measured on sigmoids)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Columns:
@@ -60,7 +64,7 @@ class CondensedRows(Slope):
         while waiting:
             stage = network.stage(max(waiting))
             order.append(stage)
-            waiting |= {n for rays in stage.sources for n in rays.parts if n != start_at}
+            waiting |= {n for link in stage.sources for n in link.sources if n != start_at}
             waiting.discard(stage.node)
         columns, ranges, first = dict[int, Columns](), [target.bias.new_zeros((3, 0))], 0
         for stage in order:
@@ -74,6 +78,16 @@ class CondensedRows(Slope):
         start, least, greatest = torch.cat(ranges, 1).split(1)
         return CondensedRows(network, tuple(order), columns, (least, greatest), target, start, start)
 
+    def scale(self) -> Tensor:
+        """How far a step of size 1 goes for each parameter, ``[1, P]``."""
+        least, greatest = self.bounds
+        scale = greatest - least
+        for stage in self.order:
+            for place in (self.columns[stage.node].lower, self.columns[stage.node].upper):
+                if place is not None and not stage.op.through_origin:
+                    scale[:, place] *= CAREFUL
+        return scale
+
     def take(self, index: Tensor) -> CondensedRows:
         """Some of the rows."""
         parts = {n: a[index] for n, a in self.target.parts.items()}
@@ -85,21 +99,16 @@ class CondensedRows(Slope):
 
     def value(self, point: Tensor) -> Tensor:
         """The rows' lower bounds: one backward walk."""
-        rows, made = dict(self.target.parts), set[int]()
+        rows = dict(self.target.parts)
         bias, self.point = self.target.bias, point
         for stage in self.order:
             lost, pieces = self._over(stage, rows.pop(stage.node))
             bias = bias + lost
-            for piece, rays in zip(pieces, stage.sources, strict=True):
-                bias = torch.addmv(bias, piece, rays.bias)
-                for source, matrix in rays.parts.items():
-                    if source in made:
-                        rows[source].addmm_(piece, matrix)
-                    elif source in rows:
-                        rows[source] = torch.addmm(rows[source], piece, matrix)
-                    else:
-                        rows[source] = piece @ matrix
-                    made.add(source)
+            for piece, link in zip(pieces, stage.sources, strict=True):
+                found = link.down(piece)
+                bias = bias + found.bias
+                for source, part in found.parts.items():
+                    rows[source] = rows[source] + part if source in rows else part
         return self._at_input(rows.get(self.network.plan.input), bias)
 
     def _at_input(self, rows: Tensor | None, bias: Tensor) -> Tensor:
@@ -185,7 +194,7 @@ class CondensedRows(Slope):
         outputs = {self.network.plan.input: self.corner}
         result = torch.empty_like(self.point)
         for stage in reversed(self.order):
-            values = [_read(rays, outputs) for rays in stage.sources]
+            values = [link.up(outputs) for link in stage.sources]
             self._derive(stage, [v[:, : stage.choices] for v in values], result)
             if stage is not self.order[0]:
                 outputs[stage.node] = self._forward(stage, values)
@@ -218,14 +227,6 @@ class CondensedRows(Slope):
 def _dot(rows: Tensor, offset: Tensor) -> Tensor:
     """``[R]``: rows ``[R, U]`` times offsets ``[1 or R, U]``."""
     return rows @ offset[0] if offset.shape[0] == 1 else torch.linalg.vecdot(rows, offset)
-
-
-def _read(rays: Rays, outputs: Mapping[int, Tensor]) -> Tensor:
-    """The functions at given values of what they read."""
-    total = rays.bias
-    for source, matrix in rays.parts.items():
-        total = torch.addmm(total, outputs[source], matrix.T)
-    return total
 
 
 def _along(positive: Tensor, lines: tuple[Line, Line], values: list[Tensor], out: Tensor) -> None:
