@@ -181,7 +181,9 @@ def _scale(graph: Graph, node: Node, operands: list[Tensor], ours: Tensor, sizes
 
 
 def _magnitude(values: Tensor) -> Tensor:
-    return values.double().abs().max() if values.numel() else torch.zeros((), dtype=torch.float64)
+    """The greatest finite absolute value (a logarithm has none at some places)."""
+    finite = torch.nan_to_num(values.double(), 0.0, 0.0, 0.0)
+    return finite.abs().max() if values.numel() else torch.zeros((), dtype=torch.float64)
 
 
 def _beyond(ours: Tensor, theirs: Tensor, scale: Tensor) -> Tensor:
