@@ -13,7 +13,7 @@ taken as they are and every residual is charged to the bias (``interval.py`` say
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,7 +48,8 @@ class State:
     With a rounding model also ``charges`` (``interval.py``), ``sizes`` (the largest absolute value of a node over all
     boxes) and ``floor``: what all underflows of one walk together can lose. ``splits`` are half-spaces that hold too.
     ``functions`` are forward linear bounds of the last nodes, where they were propagated.
-    Where there is a ``ball``, the inputs lie in it as well as in the box.
+    Where there is a ``ball``, the inputs lie in it as well as in the box. ``live`` ``[K]`` are the flat elements of a
+    relaxed node that are not zero on every box, where that leaves out enough of them to matter.
     """
 
     box: Box
@@ -60,6 +61,7 @@ class State:
     splits: Mapping[int, Split] = field(default_factory=dict)
     functions: Mapping[int, Functions] = field(default_factory=dict)
     ball: LpBall | None = None
+    live: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,10 +113,12 @@ class Walk:
         """Add coefficient rows to a node; where two paths meet, the addition rounds."""
         shape = self.plan.graph.nodes[node].shape
         present = self.rows.get(node)
+        if isinstance(rows, Dense) and self.plan.windows and is_image(shape):
+            rows = Windows.of_whole(rows.values, Places.of_owner(self.owner, rows.values))
         if present is not None:
             rows = total(present, rows, shape)
-        if isinstance(rows, Windows) and rows.covers(shape):
-            rows = Dense(rows.dense(shape))
+        if isinstance(rows, Windows):
+            rows = rows.grown(shape)
         self.rows[node] = rows
         if self.plan.rounding is not None and present is not None:
             self.error = self.error + weigh(rows, self.state.sizes[node]) * (2 * self.plan.rounding.unit)
@@ -134,7 +138,8 @@ class Walk:
         before = self.owner
         for node, rows in list(self.rows.items()):  # windows know a single box, or owners by index
             shape = self.plan.graph.nodes[node].shape
-            self.rows[node] = Dense(before.spread(rows.dense(shape), boxes)[0])
+            held = rows if isinstance(rows, Dense) else Dense(rows.dense(shape))
+            self.rows[node] = replace(held, values=before.spread(held.values, boxes)[0])
         self.bias, self.owner = before.spread(self.bias, boxes)
         self.error, _ = before.spread(self.error, boxes)
         self.mass, _ = before.spread(self.mass, boxes)
@@ -240,6 +245,9 @@ def _start_with_units(walk: Walk, node: Node, units: Selection) -> bool:
     rows: Rows | None = None
     if plan.windows and is_image(node.shape) and is_image(shape):
         rows = op.unit_windows(units, Places.of_units(units, walk.owner), variables[0], constants, shape)
+    live, matrix = walk.state.live.get(source), op.matrix(constants, variables[0], shape)
+    if live is not None and matrix is not None:
+        rows = Dense(_cut(matrix, live, units.index) * units.sign.unsqueeze(1), live)
     if rows is None:
         dense = op.unit_rows(units.index, variables[0], constants, shape)
         if dense is None:
@@ -276,7 +284,22 @@ def _pull(walk: Walk, node: Node, rows: Rows, position: int) -> Rows:
         found = op.pullback_windows(rows, position, operands, shape)
         if found is not None:
             return found
-    return Dense(op.pullback(rows.dense(node.shape), position, operands, shape))
+    live = walk.state.live.get(node.inputs[position])
+    matrix = op.matrix(operands, position, shape) if isinstance(rows, Dense) else None
+    if matrix is None or (live is None and rows.columns is None):  # type: ignore[union-attr]
+        return Dense(op.pullback(rows.dense(node.shape), position, operands, shape))
+    assert isinstance(rows, Dense)
+    values = flat(rows.values) @ _cut(matrix, live, rows.columns)
+    return Dense(values.reshape(-1, *shape)) if live is None else Dense(values, live)
+
+
+def _cut(matrix: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """Some rows and columns of a matrix, transposed: along its memory first, so that it is never copied as a whole."""
+    cuts = [(0, rows), (1, columns)] if matrix.is_contiguous() else [(1, columns), (0, rows)]
+    for axis, index in cuts:
+        if index is not None:
+            matrix = matrix.index_select(0, index) if axis == 0 else matrix.T.index_select(0, index).T
+    return matrix.T
 
 
 def _over_relaxed(walk: Walk, node: Node, rows: Rows) -> None:

@@ -85,33 +85,45 @@ class Owner:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense:
-    """Coefficient rows over a whole node, ``[R, *shape]``."""
+    """Coefficient rows over a whole node, ``[R, *shape]``.
+
+    Where ``columns`` ``[K]`` are given they are held over these flat elements alone, ``[R, K]``: the coefficients of
+    all others are zero, or meet elements that are zero on every box.
+    """
 
     values: Tensor
+    columns: Tensor | None = None
 
     def dense(self, shape: tuple[int, ...]) -> Tensor:
         """The rows over the whole node."""
-        return self.values
+        if self.columns is None:
+            return self.values
+        rows = self.values.new_zeros((self.values.shape[0], max(1, int(torch.Size(shape).numel()))))
+        return rows.index_copy(1, self.columns, self.values).reshape(-1, *shape)
 
     def take(self, rows: Tensor) -> Dense:
         """Some of the rows."""
-        return Dense(self.values[rows])
+        return replace(self, values=self.values[rows])
 
     def mirrored(self) -> Dense:
         """All rows, then their negatives."""
-        return Dense(torch.cat([self.values, -self.values]))
+        return replace(self, values=torch.cat([self.values, -self.values]))
+
+    def crop(self, values: Tensor) -> Tensor:
+        """What belongs to the node ``[N, *shape]``, where these rows are."""
+        return values if self.columns is None else flat(values).index_select(1, self.columns)
 
     def scaled(self, owner: Owner, positive: Tensor, below: Tensor, above: Tensor) -> Dense:
         """``A+ below + A- above`` elementwise, for slopes ``[N, *shape]``; ``positive`` is where A is."""
-        viewed, slope = owner.of(below, self.values)
+        viewed, slope = owner.of(self.crop(below), self.values)
         if above is not below:
-            slope = torch.where(positive.reshape(viewed.shape), slope, owner.of(above, self.values)[1])
-        return Dense((viewed * slope).reshape(self.values.shape))
+            slope = torch.where(positive.reshape(viewed.shape), slope, owner.of(self.crop(above), self.values)[1])
+        return replace(self, values=(viewed * slope).reshape(self.values.shape))
 
     def dot(self, owner: Owner, coefficients: Tensor, values: Tensor) -> Tensor:
         """``[R]``: ``coefficients . values`` for coefficients placed as these rows are and values ``[N or 1, *shape]``
         of boxes."""
-        return dot(owner, coefficients, values)
+        return dot(owner, coefficients, self.crop(values))
 
 
 def dot(owner: Owner, rows: Tensor, values: Tensor) -> Tensor:
@@ -127,7 +139,7 @@ def dot(owner: Owner, rows: Tensor, values: Tensor) -> Tensor:
 @dataclass(frozen=True, slots=True, eq=False)
 class Places:
     """Where windows lie: P distinct places, ``origin`` ``[P, 2]`` (top, left) in the image of ``box`` ``[P]``, and for
-    each row ``[R]`` its ``place``.
+    each row ``[R]`` its ``place``. ``whole``: the windows are the image.
 
     Neurons of all channels at one point of an image see the same window, so what belongs to the node is gathered once
     for all of them.
@@ -136,6 +148,7 @@ class Places:
     place: Tensor
     origin: Tensor
     box: Tensor
+    whole: bool = False
 
     @staticmethod
     def of_units(units: Selection, owner: Owner) -> Places:
@@ -146,10 +159,21 @@ class Places:
         found, place = torch.unique(keys, return_inverse=True)
         return Places(place, torch.stack([found % plane // width, found % width], 1), found // plane)
 
+    @staticmethod
+    def of_owner(owner: Owner, rows: Tensor) -> Places:
+        """Of rows over the whole image."""
+        box, place = torch.unique(owner.boxes(rows.shape[0], rows.device), return_inverse=True)
+        return Places(place, box.new_zeros((box.shape[0], 2)), box, True)
+
     def moved(self, factors: tuple[int, ...], shift: tuple[int, ...]) -> Places:
         """With every origin multiplied and then moved back."""
         origin = self.origin * self.origin.new_tensor(factors) - self.origin.new_tensor(shift)
         return replace(self, origin=origin)
+
+    def widened(self) -> Places:
+        """Of the same rows over the whole image."""
+        box, place = torch.unique_consecutive(self.box, return_inverse=True)
+        return Places(place[self.place], self.origin.new_zeros((box.shape[0], 2)), box, True)
 
     def take(self, rows: Tensor) -> Places:
         """Of some of the rows."""
@@ -185,6 +209,11 @@ class Windows:
         """From ``[R, C, h, w]``; what lies outside the image is set to zero."""
         return Windows(images.permute(0, 2, 3, 1).contiguous(), places).inside(shape)
 
+    @staticmethod
+    def of_whole(rows: Tensor, places: Places) -> Windows:
+        """From rows ``[R, 1, C, H, W]`` over the whole image."""
+        return Windows(rows.squeeze(1).permute(0, 2, 3, 1).contiguous(), places)
+
     def images(self) -> Tensor:
         """``[R, C, h, w]``, a view."""
         return self.values.permute(0, 3, 1, 2)
@@ -200,27 +229,34 @@ class Windows:
         mask = (kept[0].unsqueeze(2) & kept[1].unsqueeze(1)).to(self.values.dtype)
         return Windows(self.values * mask.index_select(0, self.places.place).unsqueeze(3), self.places)
 
-    def covers(self, shape: tuple[int, ...]) -> bool:
-        """Whether the windows are about as large as the image."""
+    def grown(self, shape: tuple[int, ...], always: bool = False) -> Windows:
+        """The same rows over the whole image where the windows are about as large, or ``always``."""
         height, width = self.size
-        return height * width >= COVER * shape[2] * shape[3]
+        if self.places.whole or not (always or height * width >= COVER * shape[2] * shape[3]):
+            return self
+        return Windows(self._laid_out(shape), self.places.widened())
 
     def dense(self, shape: tuple[int, ...]) -> Tensor:
         """The rows over the whole node ``[R, *shape]``."""
+        values = self.values if self.places.whole else self._laid_out(shape)
+        return values.permute(0, 3, 1, 2).contiguous().unsqueeze(1)
+
+    def _laid_out(self, shape: tuple[int, ...]) -> Tensor:
+        """``[R, H, W, C]``"""
         height, width = self.size
         rows, channels, device = self.values.shape[0], shape[1], self.values.device
         index, kept = [], []
         for axis, size in ((0, height), (1, width)):
-            origin = self.places.origin[self.places.place, axis : axis + 1]
-            along = torch.arange(shape[axis + 2], device=device) - origin
+            along = torch.arange(shape[axis + 2], device=device) - self.places.origin[:, axis : axis + 1]
             kept.append((along >= 0) & (along < size))
             index.append(along.clamp(0, size - 1))
-        base = torch.arange(rows, device=device).reshape(-1, 1, 1) * (height * width)
-        where = base + index[0].unsqueeze(2) * width + index[1].unsqueeze(1)
-        found = self.values.reshape(-1, channels).index_select(0, where.flatten())
-        mask = (kept[0].unsqueeze(2) & kept[1].unsqueeze(1)).reshape(-1, 1)
-        found = (found * mask).reshape(rows, shape[2] * shape[3], channels)
-        return found.transpose(1, 2).contiguous().reshape(rows, *shape)
+        where = (index[0].unsqueeze(2) * width + index[1].unsqueeze(1)).flatten(1)
+        mask = (kept[0].unsqueeze(2) & kept[1].unsqueeze(1)).flatten(1).to(self.values.dtype)
+        base = torch.arange(rows, device=device).unsqueeze(1) * (height * width)
+        where = (where.index_select(0, self.places.place) + base).flatten()
+        found = self.values.reshape(-1, channels).index_select(0, where).reshape(rows, -1, channels)
+        found = found * mask.index_select(0, self.places.place).unsqueeze(2)
+        return found.reshape(rows, shape[2], shape[3], channels)
 
     def take(self, rows: Tensor) -> Windows:
         """Some of the rows."""
@@ -231,28 +267,37 @@ class Windows:
         return Windows(torch.cat([self.values, -self.values]), self.places.twice())
 
     def gather(self, values: Tensor) -> Tensor:
-        """``[R, h, w, C]``: values ``[N or 1, 1, C, H, W]`` of boxes at the windows; outside the image any of them."""
+        """``[R or 1, h, w, C]``: values ``[N or 1, 1, C, H, W]`` of boxes at the windows; outside the image any."""
         boxes, _, channels, height, width = values.shape
-        y = self.places.along(0, self.size[0]).clamp(0, height - 1)
-        x = self.places.along(1, self.size[1]).clamp(0, width - 1)
-        if boxes > 1:
-            y = y + self.places.box.unsqueeze(1) * height
-        index = (y.unsqueeze(2) * width + x.unsqueeze(1)).flatten()
-        table = values.permute(0, 1, 3, 4, 2).reshape(-1, channels).index_select(0, index)
-        found = table.reshape(self.places.origin.shape[0], -1).index_select(0, self.places.place)
-        return found.reshape(self.values.shape)
+        table = values.permute(0, 1, 3, 4, 2)
+        if self.places.whole:
+            found = table if boxes == 1 else table.index_select(0, self.places.box)
+        else:
+            y = self.places.along(0, self.size[0]).clamp(0, height - 1)
+            x = self.places.along(1, self.size[1]).clamp(0, width - 1)
+            if boxes > 1:
+                y = y + self.places.box.unsqueeze(1) * height
+            index = (y.unsqueeze(2) * width + x.unsqueeze(1)).flatten()
+            found = table.reshape(-1, channels).index_select(0, index)
+        found = found.reshape(-1, self.values[0].numel())
+        if found.shape[0] > 1:
+            found = found.index_select(0, self.places.place)
+        return found.reshape(-1, *self.values.shape[1:])
 
     def scaled(self, owner: Owner, positive: Tensor, below: Tensor, above: Tensor) -> Windows:
         """``A+ below + A- above`` elementwise, for slopes ``[N, *shape]``; ``positive`` is where A is."""
         slope = self.gather(below)
         if above is not below:
             slope = torch.where(positive, slope, self.gather(above))
-        return Windows(slope.mul_(self.values), self.places)
+        return Windows(self.values * slope, self.places)
 
     def dot(self, owner: Owner, coefficients: Tensor, values: Tensor) -> Tensor:
         """``[R]``: ``coefficients . values`` for coefficients placed as these rows are and values ``[N or 1, *shape]``
         of boxes."""
-        return self.gather(values).mul_(coefficients).flatten(1).sum(1)
+        found = self.gather(values)
+        if found.shape[0] == 1:
+            return coefficients.flatten(1) @ found.flatten()
+        return found.mul_(coefficients).flatten(1).sum(1)
 
     def framed(self, places: Places, size: tuple[int, int], shift: tuple[int, int]) -> Windows:
         """The same rows in larger windows, which begin ``shift`` before these."""
@@ -266,6 +311,9 @@ Rows = Dense | Windows
 def total(one: Rows, two: Rows, shape: tuple[int, ...]) -> Rows:
     """The sum of two sets of rows of one node: windows where those of both lie alike everywhere, else dense."""
     if isinstance(one, Windows) and isinstance(two, Windows):
+        if one.places.whole or two.places.whole:
+            one, two = one.grown(shape, always=True), two.grown(shape, always=True)
+            return Windows(one.values + two.values, one.places)
         apart = two.places.origin - one.places.origin
         if bool((apart == apart[:1]).all()):
             dy, dx = apart[0].tolist()
@@ -274,6 +322,8 @@ def total(one: Rows, two: Rows, shape: tuple[int, ...]) -> Rows:
             places = one.places.moved((1, 1), (above, before))
             framed = one.framed(places, size, (above, before)).values
             return Windows(framed + two.framed(places, size, (dy + above, dx + before)).values, places)
+    if isinstance(one, Dense) and isinstance(two, Dense) and one.columns is two.columns:
+        return replace(one, values=one.values + two.values)
     return Dense(one.dense(shape) + two.dense(shape))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,16 +23,22 @@ from bounds.forward import Functions, step
 from bounds.graph import Node
 from bounds.interval import node_interval, relaxed_charge, size
 from bounds.layouts import Owner, Selection, flat
-from bounds.ops.base import Interval, Nonlinear, Relaxation
+from bounds.ops.base import Affine, Interval, Nonlinear, Relaxation
 from bounds.ops.univariate import PiecewiseLinear
 from bounds.plan import Plan
 from bounds.units import enclosed, least, with_parallel_lines
 
-MEMORY = 1 << 25
+MEMORY = 1 << 26
 """Bytes for the rows of one walk, where no budget is given."""
 
 COPIES = 6
 """How many times the rows at the widest node are held at once: before and after a step, their slopes, products."""
+
+SAMPLE = 8
+"""One of so many rows is screened first, and the others only if that settled most of them."""
+
+LIVE_FROM, LIVE_SHARE = 64, 0.8
+"""Relaxed nodes of at least so many elements leave out those that are zero, where at most this share is left."""
 
 Tighten = Callable[[Plan, State, int, Selection, Tensor], Tensor]
 """``(plan, state, node, unit rows, owners) -> lower bounds [R]`` of unit rows of a node."""
@@ -52,9 +58,19 @@ class _Draft:
     crossed: Tensor
     functions: dict[int, Functions] | None
     ball: LpBall | None
+    live: dict[int, Tensor] = field(default_factory=dict)
 
     def state(self) -> State:
-        return State(self.box, self.bounds, self.relaxations, self.charges, self.sizes, self.floor, ball=self.ball)
+        return State(
+            self.box,
+            self.bounds,
+            self.relaxations,
+            self.charges,
+            self.sizes,
+            self.floor,
+            ball=self.ball,
+            live=self.live,
+        )
 
 
 def propagate(
@@ -89,6 +105,7 @@ def propagate(
             draft.charges[node.id] = charge
         if node.id in plan.relaxed:  # first: what reads it directly tightens it through its own lines
             relax(plan, draft.bounds, node, draft.relaxations, draft.charges)
+            _find_live(draft, node)
         if draft.functions is not None:
             _push(draft, node, draft.functions)
         if node.id in plan.watched:
@@ -97,6 +114,21 @@ def propagate(
         if plan.rounding is not None:
             draft.floor = draft.floor + _underflow(draft, node)
     return replace(draft.state(), functions=draft.functions or {}), draft.crossed
+
+
+def _find_live(draft: _Draft, node: Node) -> None:
+    """Which elements of a relaxed node are not zero on every box, where rows come to it from matrix products alone."""
+    plan, size = draft.plan, int(torch.Size(node.shape).numel())
+    if size < LIVE_FROM:
+        return
+    for consumer in plan.consumers[node.id]:
+        op, operands = plan.graph.nodes[consumer].op, plan.operands.get(consumer)
+        if operands is None or not isinstance(op, Affine) or op.matrix(operands, 0, node.shape) is None:
+            return
+    low, high = draft.bounds[node.id]
+    live = flat((low != 0) | (high != 0)).any(0).nonzero().flatten()
+    if live.shape[0] <= LIVE_SHARE * size:
+        draft.live[node.id] = live
 
 
 def _push(draft: _Draft, node: Node, functions: dict[int, Functions]) -> None:
@@ -160,11 +192,17 @@ def _screened(plan: Plan, state: State, node: int, units: Selection, owner: Tens
     if lines is None:
         return result
     first, count = units.half(), units.count()
-    for part in torch.arange(count, device=plan.device).split(chunk_rows(plan, node)):
-        if time.monotonic() > until:
+    rows = torch.arange(count, device=plan.device)
+    sampled = rows % SAMPLE == 0 if count >= SAMPLE**2 else rows >= 0
+    for some in (rows[sampled], rows[~sampled]):
+        for part in some.split(chunk_rows(plan, node)):
+            if time.monotonic() > until or not part.shape[0]:
+                break
+            low, high = enclosed(plan, lines, node, first.take(part), _owners(state, owner[part]))
+            result[part], result[part + count] = low, -high
+        settled = count - _open(plan, state, node, units, owner, result).shape[0]
+        if settled < some.shape[0] / 2:  # then the walks that are saved cost less than the screening
             break
-        low, high = enclosed(plan, lines, node, first.take(part), _owners(state, owner[part]))
-        result[part], result[part + count] = low, -high
     return result
 
 

@@ -320,12 +320,17 @@ class Affine(Op):
             return None
         at = [None if o is None else rows.gather(o).permute(0, 3, 1, 2).unsqueeze(1) for o in operands]
         result = self.pullback(rows.images().unsqueeze(1), position, at, (1, *image))
-        return Windows(result.squeeze(1).permute(0, 2, 3, 1).contiguous(), rows.places)
+        return Windows.of_whole(result, rows.places)
 
     def unit_windows(
         self, units: Selection, places: Places, position: int, operands: Sequence[Tensor | None], shape: Shape
     ) -> Windows | None:
         """``unit_rows`` at ``places``, with their signs, as windows of the operand; None: no cheap way."""
+        return None
+
+    def matrix(self, operands: Sequence[Tensor | None], position: int, shape: Shape) -> Tensor | None:
+        """``[k, m]`` with ``result = operand @ matrix + ...`` where the k elements of operand ``position`` and the m of
+        the result are single vectors; None (the default) where that is not how the operator works."""
         return None
 
     def unit_rows(self, index: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor | None:

@@ -22,6 +22,9 @@ from bounds.ops.windows import read_axes
 
 Sizes = tuple[int, ...]
 
+FEW_CHANNELS = 4
+"""Transposed steps to at most so many channels are done phase by phase."""
+
 
 @dataclass(frozen=True, slots=True)
 class Conv(Affine):
@@ -76,10 +79,13 @@ class Conv(Affine):
         for k, size in enumerate(shape[2:]):
             extent = (weight.shape[k + 2] - 1) * self.dilations[k] + 1
             rest.append((size + begin[k] + end[k] - extent) % self.strides[k])
-        transpose = functional.conv_transpose1d if half == 1 else functional.conv_transpose2d
-        flat = transpose(
-            rows.flatten(0, 1), weight, None, self.strides, padding, tuple(rest), self.groups, self.dilations
-        )
+        flat = rows.flatten(0, 1)
+        if half == 1:
+            flat = functional.conv_transpose1d(
+                flat, weight, None, self.strides, padding, tuple(rest), self.groups, self.dilations
+            )
+        else:
+            flat = self._transposed(flat, weight, padding, tuple(rest))
         if padding != begin or padding != end:
             flat = functional.pad(flat, reversed_pads([-p for p in self.pads]))
         return flat.reshape(rows.shape[0], *shape)
@@ -90,10 +96,30 @@ class Conv(Affine):
         """The full transposed convolution of each window; what falls outside the image is cut off."""
         weight = operands[1]
         assert position == 0 and weight is not None
-        images = functional.conv_transpose2d(
-            rows.images(), weight, None, self.strides, 0, 0, self.groups, self.dilations
-        )
+        if rows.places.whole:
+            return Windows.of_whole(self.pullback(rows.images().unsqueeze(1), position, operands, shape), rows.places)
+        images = self._transposed(rows.images(), weight, (0, 0), (0, 0))
         return Windows.of_images(images, rows.places.moved(self.strides, self.pads[:2]), shape)
+
+    def _transposed(self, rows: Tensor, weight: Tensor, padding: Sizes, rest: Sizes) -> Tensor:
+        """The transposed step ``[R, K, h, w]`` to ``[R, C, ...]``, cropped by ``padding`` on both sides but for ``rest``.
+
+        For few channels and a stride of 2 it is done phase by phase: results at even and odd places are plain
+        convolutions with every other weight, together one with four times the channels. Libraries know those better.
+        """
+        if self.strides != (2, 2) or self.dilations != (1, 1) or self.groups != 1 or weight.shape[1] > FEW_CHANNELS:
+            return functional.conv_transpose2d(
+                rows, weight, None, self.strides, padding, rest, self.groups, self.dilations
+            )
+        count, channels, *kernel = weight.shape
+        reach = [(k + 1) // 2 for k in kernel]
+        even = functional.pad(weight, (0, 2 * reach[1] - kernel[1], 0, 2 * reach[0] - kernel[0]))
+        phases = even.reshape(count, channels, reach[0], 2, reach[1], 2).permute(1, 3, 5, 0, 2, 4).flip(4, 5)
+        found = functional.conv2d(rows, phases.flatten(0, 2), None, 1, (reach[0] - 1, reach[1] - 1))
+        images = functional.pixel_shuffle(found, 2)
+        size = [(rows.shape[k + 2] - 1) * 2 + kernel[k] + rest[k] for k in (0, 1)]
+        images = functional.pad(images, (0, size[1] - images.shape[3], 0, size[0] - images.shape[2]))
+        return images[:, :, padding[0] : size[0] - padding[0], padding[1] : size[1] - padding[1]]
 
     def unit_windows(
         self, units: Selection, places: Places, position: int, operands: Sequence[Tensor | None], shape: Shape
