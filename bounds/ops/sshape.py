@@ -65,16 +65,17 @@ class _SShape(Univariate):
     def _turning(self, place: Tensor, slope: Tensor, low: Tensor, high: Tensor, sign: float) -> Interval:
         """The point in ``[low, high]`` (empty where low > high) and how far the extreme can lie beyond it.
 
-        ``sign`` 1: a minimum in the convex half; -1: a maximum in the concave half.
+        ``sign`` 1: a minimum in the convex half; -1: a maximum in the concave half. The place carries no gradient: at
+        an extreme the value does not change with it, and the root that gives the place has none at the steepest slope.
         """
-        point = torch.maximum(torch.minimum(place, high), low)
+        point = torch.maximum(torch.minimum(place.detach(), high), low)
         derivative = self.derivative(point)
         info = torch.finfo(low.dtype)
         doubt = derivative * (16 * info.eps) + slope.abs() * info.eps + info.tiny
         rate = (derivative - slope) * sign
         excess = torch.maximum((rate + doubt) * (point - low), (doubt - rate) * (high - point))
         # Rounding of the products and of the widths: far below one part in a thousand.
-        excess = excess.clamp(min=0) * 1.001
+        excess = excess.detach().clamp(min=0) * 1.001
         return point, torch.where(low <= high, excess, 0.0)
 
     def slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +117,19 @@ class _SShape(Univariate):
     def _touch(self, low: Tensor, high: Tensor) -> Tensor:
         """Roughly the largest ``d`` in ``[low, 0]`` with ``f(d) + f'(d) (high - d) <= f(high)``.
 
-        Newton's method on the difference, which increases in d (its derivative is ``f''(d) (high - d)``), kept in a
+        Its derivative is that of the implicit function: ``f''(d) (high - d) dd = (f'(high) - f'(d)) dhigh``.
+        """
+        with torch.no_grad():
+            d = self._search(low, high)
+        if not (high.requires_grad and torch.is_grad_enabled()):
+            return d
+        value, first, second = self.curve(d)
+        excess = value + first * (high - d) - self.curve(high)[0]
+        step = excess / (second * (high - d)).detach().clamp(min=1e-6)
+        return d - (step - step.detach())
+
+    def _search(self, low: Tensor, high: Tensor) -> Tensor:
+        """Newton's method on the difference, which increases in d (its derivative is ``f''(d) (high - d)``), kept in a
         bracket; a step that leaves the bracket is replaced by its middle.
         """
         target, _, _ = self.curve(high)
