@@ -36,6 +36,8 @@ def node_interval(plan: Plan, node: Node, bounds: Mapping[int, Interval]) -> tup
         bounds[i] if constant is None else (constant, constant)
         for i, constant in zip(node.inputs, plan.operands[node.id], strict=True)
     ]
+    if plan.rounding is None and node.id in plan.magnitudes:
+        return finite_or_infinite(*_around(plan, node, bounds)), None
     low, high = node.op.interval(operands, plan.rounding)
     charge = None
     if plan.rounding is not None and node.id in plan.affine:
@@ -97,7 +99,11 @@ def _interval_charge(plan: Plan, rounding: Rounding, node: Node, bounds: Mapping
     if not rounds(plan, node):
         return None
     constants = plan.operands[node.id]
-    sizes = [size(bounds[i]) if c is None else c.abs() for i, c in zip(node.inputs, constants, strict=True)]
+    known = plan.magnitudes.get(node.id, (None,) * len(constants))
+    sizes = [
+        size(bounds[i]) if c is None else c.abs() if known[k] is None else known[k]
+        for k, (i, c) in enumerate(zip(node.inputs, constants, strict=True))
+    ]
     return affine_charge(plan, rounding, node, sizes)
 
 

@@ -37,6 +37,9 @@ COPIES = 6
 SAMPLE = 8
 """One of so many rows is screened first, and the others only if that settled most of them."""
 
+SCREEN_FROM = 1 << 18
+"""Rows of fewer coefficients than this at the widest node are not worth another walk that might settle them."""
+
 LIVE_FROM, LIVE_SHARE = 64, 0.8
 """Relaxed nodes of at least so many elements leave out those that are zero, where at most this share is left."""
 
@@ -188,7 +191,9 @@ def _screened(plan: Plan, state: State, node: int, units: Selection, owner: Tens
     """``[R]``: lower bounds of mirrored rows by parallel lines, where they may settle something; else -inf."""
     result = torch.full((owner.shape[0],), -torch.inf, dtype=plan.dtype, device=plan.device)
     settling = any(isinstance(plan.graph.nodes[i].op, PiecewiseLinear) for i in plan.consumers[node])
-    lines = with_parallel_lines(plan, state, node) if units.mirrored and settling else None
+    if not settling or not units.mirrored or units.count() * _widest(plan, node) < SCREEN_FROM:
+        return result
+    lines = with_parallel_lines(plan, state, node)
     if lines is None:
         return result
     first, count = units.half(), units.count()

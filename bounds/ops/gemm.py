@@ -67,6 +67,9 @@ class Gemm(Affine):
         assert position == 0 and weight is not None
         return torch.matmul(rows, weight.T)
 
+    def matrix(self, operands: Sequence[Tensor | None], position: int, shape: Shape) -> Tensor | None:
+        return operands[1] if all(n == 1 for n in shape[:-1]) else None
+
     def unit_rows(self, index: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor | None:
         weight = operands[1]
         assert position == 0 and weight is not None
