@@ -62,7 +62,7 @@ class Log(Smooth):
         return operands[0].log()
 
     def derivative(self, x: Tensor) -> Tensor:
-        return 1 / x
+        return 1 / x.abs()  # at -0.0 it is +inf too
 
     def pieces(self) -> Sequence[Piece]:
         return (Piece(0.0, math.inf, -1),)

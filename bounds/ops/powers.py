@@ -89,7 +89,7 @@ class Sqrt(Smooth):
         return operands[0].sqrt()
 
     def derivative(self, x: Tensor) -> Tensor:
-        return 0.5 / x.sqrt()
+        return 0.5 / x.sqrt().abs()  # the root of -0.0 is -0.0: without the sign the derivative there is +inf
 
     def pieces(self) -> Sequence[Piece]:
         return (Piece(0.0, math.inf, -1),)

@@ -14,9 +14,13 @@ from bounds.box import LpBall
 from bounds.compute import Bounds
 from bounds.methods import Forward, Method
 from bounds.ops.arithmetic import Add
+from bounds.ops.exponential import Log
 from bounds.ops.gemm import Gemm
 from bounds.ops.piecewise import PRelu
+from bounds.ops.powers import Sqrt
 from bounds.ops.relu import Relu
+from bounds.ops.univariate import Univariate
+from bounds.rounding import Rounding
 
 D = torch.float64
 METHODS: tuple[Method, ...] = (Interval(), Forward(), Crown(), Alpha(steps=2))
@@ -223,3 +227,11 @@ def test_an_inexact_constant_of_a_nonlinear_node_is_refused() -> None:
     graph = build.finish([build.add(PRelu(), build.input((2,), "x"), slope)])
     with pytest.raises(ValueError, match="not exact"):
         compute_bounds(graph, Box.around(torch.zeros(2), 1.0))
+
+
+@pytest.mark.parametrize("op", [Sqrt(), Log()], ids=repr)
+def test_derivatives_at_negative_zero(op: Univariate) -> None:
+    """-0.0 is 0: the derivative there is +inf, whatever the sign of the zero is."""
+    ends = torch.tensor([-0.0], dtype=D), torch.tensor([1.0], dtype=D)
+    ((low, high),) = op.derivatives([ends], Rounding.of(D))
+    assert float(low) <= op.derivative(ends[1]) and float(high) == torch.inf
