@@ -285,7 +285,7 @@ def test_derivatives_of_every_operator() -> None:
     silent = []
     relaxations = helper("relaxations")
     for example in helper("nonlinear_examples").EXAMPLES:
-        for random in (None, 150):
+        for random in (None, 24):
             variable = relaxations.variables(example, D, random)
             try:
                 ranges = example.op.derivatives(example.operands(variable), Rounding.of(D))
@@ -294,7 +294,7 @@ def test_derivatives_of_every_operator() -> None:
                 break
             for k in range(example.arity):
                 low, high = (end.expand_as(variable[0][0]).flatten().tolist() for end in ranges[k])
-                for n, (below, above) in enumerate(zip(low, high, strict=True)):
+                for n, (below, above) in list(enumerate(zip(low, high, strict=True)))[:: 1 if random else 4]:
                     helper("chords").check_chords(
                         example, [(float(a[n]), float(b[n])) for a, b in variable], k, (below, above), n
                     )

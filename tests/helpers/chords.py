@@ -20,7 +20,7 @@ def check_chords(example: Any, ends: list[tuple[float, float]], k: int, found: t
     places = sorted({min(max(float(p), low), high) for p in places})
     others = [float(np.clip(rng.choice([a, b, rng.uniform(a, b)]), a, b)) for a, b in ends]
     assert not math.isnan(found[0]) and not math.isnan(found[1])
-    with mpmath.workprec(1300):  # the sums and products of doubles are exact
+    with mpmath.workprec(1300):  # sums and products of doubles are exact, and nothing is lost where a function is flat
         for left, right in itertools.pairwise(places):
             one, two = ([*others[:k], p, *others[k + 1 :]] for p in (left, right))
             rise, width = example.exact(two) - example.exact(one), mpf(right) - mpf(left)
