@@ -7,8 +7,8 @@ here (a difference of two images, a mean) carries an error bound, so proven boun
 
 ``within`` clips the perturbed input to the range of the data, as cameras and image libraries do.
 
-Rotations are not affine in their angle: interpolation multiplies coordinates that are sines and cosines. They are not
-covered here.
+Rotations are not affine in their angle, since interpolation multiplies coordinates that are sines and cosines:
+``rotation.py`` encloses them by affine pieces.
 """
 
 from __future__ import annotations
