@@ -72,7 +72,9 @@ def instances(seed: int, count: int) -> Iterator[Instance]:
 
 def instance(rng: np.random.Generator) -> Instance:
     """One random instance."""
-    graph = random_graph(rng, Scales(weight=float(rng.choice([0.5, 1.0, 2.0])), cancel=rng.random() < 0.1))
+    weight, cancel = float(rng.choice([0.5, 1.0, 2.0])), rng.random() < 0.1
+    jumps, products, waves = (bool(b) for b in rng.random(3) < 0.25)
+    graph = random_graph(rng, Scales(weight, cancel=cancel, jumps=jumps, products=products, waves=waves))
     size = graph.nodes[graph.inputs[0]].shape[0]
     boxes = [_box(rng, size) for _ in range(int(rng.integers(1, 4)))]
     hidden = int(rng.integers(len(boxes)))

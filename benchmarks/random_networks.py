@@ -16,15 +16,22 @@ import torch
 from bounds.graph import Builder, Graph
 from bounds.ops.arithmetic import Add, Div, Mul, Neg, Sub
 from bounds.ops.base import Op
+from bounds.ops.bilinear import MatrixProduct, Product
+from bounds.ops.comparison import Select
 from bounds.ops.conv import Conv, ConvTranspose
+from bounds.ops.exponential import Exp
 from bounds.ops.extremum import Max, Min
 from bounds.ops.gemm import Gemm
 from bounds.ops.indexing import Concat, Expand, Gather, Pad, Slice
+from bounds.ops.jumps import Floor, Round, Step
+from bounds.ops.periodic import Cos, Sin
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, PRelu
 from bounds.ops.pooling import AveragePool
+from bounds.ops.powers import Power, Reciprocal
 from bounds.ops.reduction import ReduceMean, ReduceSum
 from bounds.ops.relu import Relu
 from bounds.ops.shaping import Reshape, Transpose
+from bounds.ops.softmax import Softmax
 from bounds.ops.sshape import Sigmoid, Tanh
 
 
@@ -32,12 +39,16 @@ from bounds.ops.sshape import Sigmoid, Tanh
 class Scales:
     """``weight``: gain of the weights (1: outputs of the size of the inputs). ``single``: numbers that float32 holds.
     ``cancel``: some rows are nearly the negative of others, around large offsets. ``smooth``: S-shaped functions too.
+    ``jumps``, ``products``, ``waves``: steps and staircases, products of two values, and other smooth functions too.
     """
 
     weight: float = 1.0
     single: bool = True
     cancel: bool = False
     smooth: bool = True
+    jumps: bool = False
+    products: bool = False
+    waves: bool = False
 
 
 @dataclass(slots=True)
@@ -79,7 +90,10 @@ class _Draw:
         return self.build.add(Gemm(), x, *operands)
 
     def activation(self, x: int) -> int:
-        return self.choose(*self.kinked(), *(self.smooth() if self.scales.smooth else ()))(x)
+        options = [*self.kinked(), *(self.smooth() if self.scales.smooth else ())]
+        options += self.jumping() * 2 if self.scales.jumps else ()
+        options += self.waves() if self.scales.waves else ()
+        return self.choose(*options)(x)
 
     def kinked(self) -> tuple[Callable[[int], int], ...]:
         add = self.build.add
@@ -101,6 +115,40 @@ class _Draw:
 
     def smooth(self) -> tuple[Callable[[int], int], ...]:
         return (lambda x: self.build.add(Sigmoid(), x), lambda x: self.build.add(Tanh(), x))
+
+    def jumping(self) -> tuple[Callable[[int], int], ...]:
+        add = self.build.add
+        return (
+            lambda x: add(Step(-1.0, 0.0, 1.0), x),
+            lambda x: add(Step(0.0, float(self.among(0, 1)), 1.0), x),
+            lambda x: add(Step(0.5, -0.25, 0.75), x),
+            lambda x: add(Floor(), x),
+            lambda x: add(Round(), x),
+            lambda x: add(Select(), self.mask(x), add(Floor(), add(Neg(), x)), x),
+        )
+
+    def mask(self, x: int) -> int:
+        return self.build.constant(torch.from_numpy(self.rng.integers(0, 2, self.shape(x))))
+
+    def waves(self) -> tuple[Callable[[int], int], ...]:
+        add = self.build.add
+        return (
+            lambda x: add(Sin(), x),
+            lambda x: add(Cos(), x),
+            lambda x: add(Power(self.among(2, 3)), add(Clip(-2.0, 2.0), x)),
+            lambda x: add(Exp(), add(Clip(-3.0, 2.0), x)),
+            lambda x: add(Softmax(-1), x),
+            lambda x: add(Reciprocal(), add(Clip(0.25, 4.0), x)),
+        )
+
+    def product(self, x: int) -> int:
+        """Elementwise, of a value with itself, or of two small matrices."""
+        one = self.activation(self.dense(x, 4))
+        two = one if self.chance(0.2) else self.dense(x, 4)
+        if self.chance(0.5):
+            return self.build.add(Product(), one, two)
+        square = [self.build.add(Reshape((2, 2)), i) for i in (one, two)]
+        return self.build.add(Reshape((4,)), self.build.add(MatrixProduct(), *square))
 
     def normalised(self, x: int) -> int:
         """A factor and a shift for each channel (or element), as a folded batch normalisation has them: inexact."""
@@ -126,7 +174,8 @@ class _Draw:
     def flat_block(self, x: int) -> int:
         width = self.among(3, 7)
         plain = lambda x: self.activation(self.dense(x, width))  # noqa: E731
-        return self.choose(plain, plain, self.residual, self.extremum, self.shuffled, self.batch)(x)
+        products = (self.product, self.product) if self.scales.products else ()
+        return self.choose(plain, plain, self.residual, self.extremum, self.shuffled, self.batch, *products)(x)
 
     def batch(self, x: int) -> int:
         return self.activation(self.scaled(self.normalised(self.dense(x, self.among(3, 6)))))

@@ -202,15 +202,29 @@ def build_query(
     from verifier.assembly import assemble
     from verifier.cases import float_cases
     from verifier.matching import match_networks
+    from verifier.network.normalise import without_increasing_end
 
     given = networks if isinstance(networks, Mapping) else {"": networks}
     models, chosen = match_networks(given, specification)
     inputs = [v for m in models for v in m.inputs]
     cases, widened = float_cases(specification, inputs)
     size = sum(v.size for v in inputs)
-    graph = assemble(models, [n.graph for n in chosen], specification.forms, size)
+    graphs = [n.graph for n in chosen]
+    if len(graphs) == 1 and len(models[0].outputs) == 1 and _only_order(specification):
+        ordered = without_increasing_end(graphs[0])
+        if ordered.outputs != graphs[0].outputs:
+            notes = ("only the order of the outputs matters: margins are those before the last activation", *notes)
+        graphs = [ordered]
+    graph = assemble(models, graphs, specification.forms, size)
     notes = (*specification.notes, *widened, *_consent(specification), *notes)
     return Query(graph, cases, specification, models[0].onnx, notes, source, models)
+
+
+def _only_order(specification: Specification) -> bool:
+    """Whether every literal compares two outputs with each other: ``c (y_i - y_j)`` with 0."""
+    differences = all(len(f.outputs) == 2 and not f.inputs and sum(c for _, c in f.outputs) == 0
+                      for f in specification.forms)  # fmt: skip
+    return differences and all(specification.constants[i] == 0 for i in np.unique(specification.rhs))
 
 
 def _consent(specification: Specification) -> tuple[str, ...]:

@@ -170,7 +170,8 @@ class InputSplit:
         raw = self._raw(plan, lines, box).reshape(batch.size, -1)
         slack = literals.slack(value)
         alive = batch.alive & ~crossed.unsqueeze(1)
-        margins = literals.margins(slack, alive)
+        ends = literals.slack(problem.ends(literals.columns, state.bounds[plan.output]))
+        margins = torch.maximum(literals.margins(slack, alive), literals.margins(ends, alive))
         hopeful = literals.margins(literals.slack(raw), alive)
         free = lines.rows.reshape(batch.size, rows.shape[0], -1)[:, :, self.free].double()
         # Worth another try in a finer dtype: rounding alone keeps it open, or is a large part of what is missing.

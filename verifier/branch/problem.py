@@ -101,6 +101,14 @@ class Problem:
         rows[torch.arange(columns.shape[0], device=plan.device), self.form[columns]] = self.sign[columns].to(plan.dtype)
         return rows
 
+    def ends(self, columns: Tensor, interval: tuple[Tensor, Tensor]) -> Tensor:
+        """``[N, S]``: the lower bound of each column (form and sign) that the output's interval ``[N, F]`` gives.
+
+        Where jumps lie in every box, however small, this converges and the lower end of a line need not.
+        """
+        low, high = (end[:, self.form[columns]] for end in interval)
+        return torch.where(self.sign[columns] > 0, low, -high)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Literals:

@@ -56,6 +56,7 @@ def _screen(problem: Problem, plan: Plan, task: Tensor, until: float) -> Screene
     rows = problem.rows(literals.columns, plan)
     lines = backward(plan, state, plan.output, rows, Owner.shared(rows.shape[0]))
     bounds = concretize(plan, lines, boxes).reshape(task.shape[0], -1)
+    bounds = torch.maximum(bounds, problem.ends(literals.columns, state.bounds[plan.output]))
     if bool(crossed.any()):  # nothing is assumed of these boxes, so no contradiction refutes them
         raise InternalError("bounds of a whole box contradict each other: please report the model and the property")
     margins = literals.margins(literals.slack(bounds), problem.clauses[task] >= 0)

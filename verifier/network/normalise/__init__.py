@@ -13,6 +13,7 @@ from verifier.network.normalise.bias import merge_bias
 from verifier.network.normalise.draft import Rule, rewrite
 from verifier.network.normalise.neurons import merge_neurons
 from verifier.network.normalise.neutral import drop_neutral
+from verifier.network.normalise.order import without_increasing_end
 from verifier.network.normalise.reshapes import merge_reshapes
 from verifier.network.normalise.scale import merge_scale
 
@@ -25,6 +26,7 @@ __all__ = [
     "merge_scale",
     "normalise",
     "rewrite",
+    "without_increasing_end",
 ]
 
 
