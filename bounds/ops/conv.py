@@ -102,7 +102,7 @@ class Conv(Affine):
         return Windows.of_images(images, rows.places.moved(self.strides, self.pads[:2]), shape)
 
     def _transposed(self, rows: Tensor, weight: Tensor, padding: Sizes, rest: Sizes) -> Tensor:
-        """The transposed step ``[R, K, h, w]`` to ``[R, C, ...]``, cropped by ``padding`` on both sides but for ``rest``.
+        """The transposed step ``[R, K, h, w]`` to ``[R, C, ...]``, cropped by ``padding`` at both ends, less ``rest``.
 
         For few channels and a stride of 2 it is done phase by phase: results at even and odd places are plain
         convolutions with every other weight, together one with four times the channels. Libraries know those better.

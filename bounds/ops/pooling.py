@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bounds.layouts import Windows
 from bounds.ops import reading
 from bounds.ops.arithmetic import Div, Mul
 from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Rewritten, Shape
@@ -65,6 +66,16 @@ class AveragePool(Affine):
         kernel, strides = [*lead, *self.kernel], [*lead, *self.strides]
         spread = torch.ops.aten.avg_pool2d_backward(flat, like, kernel, strides, [0, 0], False, True, None)
         return spread.reshape(rows.shape[0], *shape)
+
+    def pullback_windows(
+        self, rows: Windows, position: int, operands: Sequence[Tensor | None], shape: Shape
+    ) -> Windows | None:
+        """Each window of the rows on its own, as an image of just the size that it averages."""
+        if rows.places.whole:
+            return Windows.of_whole(self.pullback(rows.images().unsqueeze(1), position, operands, shape), rows.places)
+        size = tuple((n - 1) * s + k for n, s, k in zip(rows.size, self.strides, self.kernel, strict=True))
+        images = self.pullback(rows.images().unsqueeze(1), position, operands, (1, shape[1], *size))
+        return Windows.of_images(images.squeeze(1), rows.places.moved(self.strides, (0, 0)), shape)
 
 
 class MaxPool(Rewritten):
