@@ -28,7 +28,7 @@ from bounds.backward import LinearBounds, State
 from bounds.climb import Pace, Slope, climb
 from bounds.concretize import minimiser
 from bounds.condensed import Condensed
-from bounds.condensed_walk import CondensedRows
+from bounds.condensed_walk import CAREFUL, CondensedRows
 from bounds.dual import (
     Dual,
     Multipliers,
@@ -125,6 +125,10 @@ class DualRows(Slope):
         low, high = torch.cat([*least, 0 * ones], 1), torch.cat([*greatest, ones], 1)
         point = torch.cat([*pieces, start.weights], 1)
         scale = torch.where(torch.isinf(high), 1.0, high - low).clamp(min=0)
+        for part in parts:
+            op = dual.plan.graph.nodes[part.node].op
+            if part.kind < 2 and isinstance(op, Nonlinear) and not op.through_origin:
+                scale[:, part.columns] *= CAREFUL
         return DualRows(dual, tuple(parts), (low, high), start.weights, start), point, scale
 
     def multipliers(self, point: Tensor) -> Multipliers:

@@ -67,11 +67,16 @@ class _Extremum(Nonlinear):
         return (high > others[0]) & (others[1] > low)
 
     def freedom(self, operands: Sequence[Interval]) -> tuple[Freedom | None, Freedom | None]:
-        """The first operand's weights, 0 to 1, on both sides."""
+        """The first operand's weights, 0 to 1, on both sides; no choice where one operand wins for certain."""
         lines = self.relaxation(operands, None)
         below, above = lines.lower[0].slopes[0], lines.upper[0].slopes[0]
-        zero, one = torch.zeros_like(below), torch.ones_like(below)
-        return Freedom(below, zero, one), Freedom(above, zero, one)
+        (a, b), (c, d) = operands
+        settled = (b <= c) | (d <= a)
+
+        def free(start: Tensor) -> Freedom:
+            return Freedom(start, torch.where(settled, start, 0.0), torch.where(settled, start, 1.0))
+
+        return free(below), free(above)
 
 
 @dataclass(frozen=True, slots=True)
