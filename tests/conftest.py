@@ -76,6 +76,13 @@ def singles() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def examples() -> ModuleType:
+    """Every elementwise nonlinear operator with a reference: ``tests/helpers/nonlinear_examples.py``."""
+    _module(CHECKOUT / "tests" / "helpers" / "relaxations.py")
+    return _module(CHECKOUT / "tests" / "helpers" / "nonlinear_examples.py")
+
+
+@pytest.fixture(scope="session")
 def checker() -> ModuleType:
     """The check of counterexamples that shares nothing with the verifier: ``benchmarks/check_witness.py``."""
     return _module(CHECKOUT / "benchmarks" / "check_witness.py")

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from bounds.ops import reading
-from bounds.ops.base import BuilderLike, OnnxName, OnnxNode
+from bounds.ops.base import BuilderLike, Interval, OnnxName, OnnxNode
 from bounds.ops.smooth import Piece, Smooth
+from bounds.rounding import Rounding
 
 _EVERYWHERE = Piece(-math.inf, math.inf, 1)
 
@@ -111,6 +112,11 @@ class Elu(Smooth):
         if width <= 0 or scale <= 0:
             raise reading.unsupported(node, f"alpha = {alpha}, gamma = {scale}: the sign is not covered")
         return (build.add(cls(alpha, scale, width), reading.operand(node, 0), name=node.name),)
+
+    def roundoff(self, operands: Sequence[Interval], result: Interval, machine: Rounding) -> Tensor | None:
+        """As for any library function, and at least units of ``alpha``: that times the difference of 1 and a number."""
+        size = torch.maximum(result[0].abs(), result[1].abs())
+        return machine.function(size.clamp(min=abs(self.alpha * self.scale)))
 
     def forward(self, *operands: Tensor) -> Tensor:
         x = operands[0]

@@ -199,10 +199,10 @@ class PiecewiseLinear(Univariate):
     ulps: ClassVar[int] = 2
 
     def roundoff(self, operands: Sequence[Interval], result: Interval, machine: Rounding) -> Tensor | None:
-        """One product."""
+        """One product, by a constant that may itself be rounded."""
         if self.ulps == 0:
             return None
-        return machine.computed(1, torch.maximum(result[0].abs(), result[1].abs()))
+        return machine.computed(2, torch.maximum(result[0].abs(), result[1].abs()))
 
     @abstractmethod
     def kinks(self) -> tuple[float, ...]:

@@ -235,3 +235,22 @@ def test_derivatives_at_negative_zero(op: Univariate) -> None:
     ends = torch.tensor([-0.0], dtype=D), torch.tensor([1.0], dtype=D)
     ((low, high),) = op.derivatives([ends], Rounding.of(D))
     assert float(low) <= op.derivative(ends[1]) and float(high) == torch.inf
+
+
+def test_every_elementwise_operator_in_float32(examples: ModuleType) -> None:
+    """Each operator at float32 points, as torch computes it: within its own error of its exact value."""
+    rng, single, double = np.random.default_rng(0), Rounding.of(torch.float32), Rounding.of(D)
+    for example in examples.EXAMPLES:
+        low, high = example.domain
+        size = 10.0 ** rng.uniform(-4, 1.5, (example.arity, 300))
+        points = size * (rng.choice([-1, 1], size.shape) if low < 0 else 1)
+        points = np.concatenate(
+            [points, np.repeat([[k for k in example.kinks if low <= k <= high]], example.arity, 0)], 1
+        )
+        given = [torch.from_numpy(p.astype(np.float32)).unsqueeze(0) for p in points]
+        operands = example.operands([(x.double(), x.double()) for x in given])
+        result = example.op.interval(operands, double)
+        error = example.op.roundoff(operands, result, single)
+        error = torch.zeros_like(result[0]) if error is None else error
+        computed = example.forward(given).double()
+        assert bool((result[0] - error <= computed).all() and (computed <= result[1] + error).all()), example.name
