@@ -99,13 +99,16 @@ def random_box(graph: Graph, rng: np.random.Generator, centre: float = 1.0) -> t
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["plain", "inexact", "cancelling", "huge", "tiny"])
+@pytest.mark.parametrize("kind", ["plain", "inexact", "cancelling", "huge", "tiny", "jumping", "multiplied", "high"])
 def test_no_point_leaves_the_bounds(networks: ModuleType, exact: ModuleType, kind: str, dtype: torch.dtype) -> None:
     scales = {
         "plain": networks.Scales(),
         "inexact": networks.Scales(single=False, smooth=False),
         "cancelling": networks.Scales(cancel=True, smooth=False),
         "huge": networks.Scales(weight=1e8, smooth=False),
+        "jumping": networks.Scales(jumps=True, smooth=False),
+        "multiplied": networks.Scales(jumps=True, products=True, smooth=False, single=False),
+        "high": networks.Scales(weight=1e5, jumps=True, products=True, smooth=False),
         "tiny": networks.Scales(weight=1e-40 if dtype == torch.float32 else 1e-309, single=False, smooth=False),
     }[kind]
     for seed in range(16 if kind == "plain" else 8):

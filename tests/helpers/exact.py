@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
-from math import prod
+from math import floor, prod
 
 import mpmath
 import numpy as np
@@ -18,10 +18,13 @@ import torch
 from bounds.graph import Graph, Node
 from bounds.ops.arithmetic import Add, Div, Mul, Neg, Sub
 from bounds.ops.base import Op
+from bounds.ops.bilinear import MatrixProduct, Product
+from bounds.ops.comparison import Select
 from bounds.ops.conv import Conv, ConvTranspose
 from bounds.ops.extremum import Max, Min
 from bounds.ops.gemm import Gemm
 from bounds.ops.indexing import Concat, Expand, Gather, Pad, Slice
+from bounds.ops.jumps import Floor, Round, Step
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, PRelu
 from bounds.ops.pooling import AveragePool
 from bounds.ops.reduction import ReduceMean, ReduceSum
@@ -40,6 +43,8 @@ _BINARY: dict[type[Op], Callable[[Values, Values], Values]] = {
     Div: lambda a, b: a / b,
     Max: np.maximum,
     Min: np.minimum,
+    Product: lambda a, b: a * b,
+    MatrixProduct: lambda a, b: a @ b,
 }
 
 
@@ -74,7 +79,7 @@ def _node(node: Node, operands: list[Values]) -> Values:
     op = node.op
     if type(op) in _BINARY:
         return _BINARY[type(op)](*operands)
-    if isinstance(op, Reshape | Transpose | Slice | Expand | Concat | Gather | Pad):
+    if isinstance(op, Reshape | Transpose | Slice | Expand | Concat | Gather | Pad | Select):
         return _moved(op, operands)
     if isinstance(op, Gemm | Conv | ConvTranspose):
         x, weight, *bias = operands
@@ -87,6 +92,8 @@ def _node(node: Node, operands: list[Values]) -> Values:
 
 
 def _moved(op: Op, operands: list[Values]) -> Values:
+    if isinstance(op, Select):
+        return np.where(operands[0] != 0, operands[1], operands[2])
     if isinstance(op, Gather):
         return np.take(operands[0], operands[1], axis=op.axis)
     pool: list[Fraction] = [Fraction(op.value) if isinstance(op, Pad) else Fraction(0)]
@@ -144,6 +151,12 @@ def _elementwise(op: Op, operands: list[Values]) -> Values:
     if isinstance(op, Clip):
         x = x if op.low is None else np.maximum(x, Fraction(op.low))
         return x if op.high is None else np.minimum(x, Fraction(op.high))
+    if isinstance(op, Step):
+        sides = Fraction(op.left), Fraction(op.right)
+        return np.where(x > 0, sides[1], np.where(x < 0, sides[0], Fraction(op.at)))
+    if isinstance(op, Floor | Round):
+        whole = floor if isinstance(op, Floor) else round
+        return np.vectorize(lambda v: Fraction(whole(v)), otypes=[object])(x)
     assert isinstance(op, Sigmoid | Tanh), type(op).__name__
     return np.vectorize(_tanh if isinstance(op, Tanh) else _sigmoid, otypes=[object])(x)
 
