@@ -30,11 +30,12 @@ from verifier.network.reader import Network, read_network
 OPERATORS = (
     "Abs Add And Asinh Atan AveragePool BatchNormalization Cast Ceil Celu Clip Concat Constant ConstantOfShape Conv "
     "ConvTranspose Cos Cosh DepthToSpace Div Dropout Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements "
-    "GatherND Gelu Gemm GlobalAveragePool Greater GreaterOrEqual HardSigmoid HardSwish Identity LeakyRelu Less "
-    "LessOrEqual Log MatMul Max MaxPool Min Mish Mod Mul Neg NonZero Not OneHot Or PRelu Pad Pow Range Reciprocal "
-    "ReduceMean ReduceSum Relu Reshape Resize Round ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh "
-    "Size Slice Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Swish Tanh ThresholdedRelu Tile Transpose Trilu "
-    "Unsqueeze Upsample Where Xor"
+    "GatherND Gelu Gemm GlobalAveragePool Greater GreaterOrEqual HardSigmoid HardSwish Identity InstanceNormalization "
+    "LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max MaxPool Mean Min Mish Mod Mul Neg "
+    "NonZero Not OneHot Or PRelu Pad Pow Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax "
+    "ReduceMean ReduceMin ReduceSum ReduceSumSquare Relu Reshape Resize Round ScatterElements ScatterND Selu Shape "
+    "Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish "
+    "Tanh ThresholdedRelu Tile Transpose Trilu Unsqueeze Upsample Where Xor"
 ).split()
 
 # Where the cases of these operators are defined, and functions that expand to them alone. Importing only these saves
@@ -43,11 +44,12 @@ _MODULES = (
     "abs add affinegrid and_ asinh atan averagepool batch_normalization cast castlike causal_conv_with_state ceil "
     "celu center_crop_pad clip concat constant constantofshape conv convtranspose cos cosh depthtospace div dropout "
     "elu equal erf exp expand flatten floor gather gatherelements gathernd gelu gemm globalaveragepool greater "
-    "greater_or_equal hardsigmoid hardswish identity leakyrelu less less_or_equal log matmul max maxpool min mish mod "
-    "mul neg nonzero not_ onehot or_ pad pow prelu rangeop reciprocal reducel1 reducemean reducesum reducesumsquare "
-    "relu reshape resize rotaryembedding round scatter scatterelements scatternd selu shape shrink sigmoid sign sin "
-    "sinh size slice softplus softsign spacetodepth split sqrt squeeze sub swish tanh thresholdedrelu tile transpose "
-    "trilu unsqueeze upsample where xor"
+    "greater_or_equal hardsigmoid hardswish identity instance_normalization layernormalization leakyrelu less "
+    "less_or_equal log logsoftmax matmul max maxpool mean min mish mod mul neg nonzero not_ onehot or_ pad pow prelu "
+    "rangeop reciprocal reduce_log_sum reduce_log_sum_exp reducel1 reducel2 reducemax reducemean reducemin reducesum "
+    "reducesumsquare relu reshape resize rotaryembedding round scatter scatterelements scatternd selu shape shrink "
+    "sigmoid sign sin sinh size slice softmax softplus softsign spacetodepth split sqrt squeeze sub sum swish tanh "
+    "thresholdedrelu tile transpose trilu unsqueeze upsample where xor"
 ).split()
 
 _STAND_IN = "not_read"

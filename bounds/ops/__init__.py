@@ -9,6 +9,7 @@ from bounds.ops import (
     arithmetic,
     bilinear,
     comparison,
+    composed,
     conv,
     exponential,
     extremum,
@@ -39,9 +40,9 @@ __all__ = ["families", "operators", "readers", "supported"]
 def families() -> tuple[str, ...]:
     """The modules that define operators."""
     modules = (
-        arithmetic, bilinear, comparison, conv, exponential, extremum, gates, gemm, indexing, jumps, normalization,
-        periodic, piecewise, pooling, powers, reduction, relu, resize, scattering, shape_arithmetic, shaping, smooth,
-        softmax, sshape,
+        arithmetic, bilinear, comparison, composed, conv, exponential, extremum, gates, gemm, indexing, jumps,
+        normalization, periodic, piecewise, pooling, powers, reduction, relu, resize, scattering, shape_arithmetic,
+        shaping, smooth, softmax, sshape,
     )  # fmt: skip
     return tuple(module.__name__ for module in modules)
 

@@ -130,14 +130,11 @@ class Mul(_Binary):
 class Div(_Binary):
     """``x / c`` with a constant divisor, which is exact and never zero (no reciprocal is formed)."""
 
-    onnx = (OnnxName("Div", 7),)
-
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
         left, right = align(build, reading.operand(node, 0), reading.operand(node, 1))
         divisor, dividend = build.value(right), build.value(left)
-        if divisor is None:
-            raise reading.unsupported(node, "a divisor that depends on the input is not supported yet")
+        assert divisor is not None  # ``Division`` reads the others
         if bool((divisor == 0).any()):
             raise reading.invalid(node, "division by a constant that is exactly zero")
         if dividend is not None and not dividend.is_floating_point() and not divisor.is_floating_point():

@@ -38,6 +38,7 @@ from bounds.ops.base import (
     broadcast,
 )
 from bounds.ops.indexing import expand
+from bounds.ops.powers import Power
 from bounds.ops.shaping import align
 from bounds.rounding import Rounding
 
@@ -271,7 +272,9 @@ def _pulled(y: Tensor, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def multiply(build: BuilderLike, left: int, right: int, name: str = "") -> int:
-    """``left * right`` elementwise (they broadcast): affine where one is a constant."""
+    """``left * right`` elementwise (they broadcast): affine where one is a constant, a square where they are one."""
+    if left == right:
+        return build.add(Power(2), left, name=name)
     left, right = align(build, left, right)
     if build.value(left) is not None or build.value(right) is not None:
         return build.add(Mul(), left, right, name=name)

@@ -21,7 +21,7 @@ class ReduceSum(Affine):
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
-        x, axes, keep = _read(node, build)
+        x, axes, keep = reduced(node, build)
         return (build.add(cls(axes, keep), x, name=node.name) if axes else x,)
 
     def forward(self, *operands: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class ReduceMean(Affine):
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
-        x, axes, keep = _read(node, build)
+        x, axes, keep = reduced(node, build)
         return (build.add(cls(axes, keep), x, name=node.name) if axes else x,)
 
     def forward(self, *operands: Tensor) -> Tensor:
@@ -76,8 +76,8 @@ def _spread(rows: Tensor, axes: tuple[int, ...], shape: Shape) -> Tensor:
     return rows.reshape(rows.shape[0], *kept).expand(rows.shape[0], *shape)
 
 
-def _read(node: OnnxNode, build: BuilderLike) -> tuple[int, tuple[int, ...], bool]:
-    """Operand, axes (empty: nothing to reduce) and keepdims."""
+def reduced(node: OnnxNode, build: BuilderLike) -> tuple[int, tuple[int, ...], bool]:
+    """What a reduction is of: operand, axes without N (empty: nothing to reduce), keepdims."""
     x = reading.operand(node, 0)
     rank = len(build.shape(x))
     axes = reading.axes(node, build, 1, rank)

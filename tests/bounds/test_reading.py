@@ -103,7 +103,6 @@ def test_what_a_node_becomes(op_type: str, operands: list[Any], attributes: Any,
 @pytest.mark.parametrize(
     ("op_type", "operands", "attributes", "why"),
     [
-        ("Div", [(2,), (2,)], {}, "divisor that depends on the input"),
         ("Conv", [(1, 2, 3, 3, 3), torch.ones(1, 2, 1, 1, 1)], {}, "one or two spatial axes"),
         ("Conv", [(1, 2, 3, 3), (1, 2, 1, 1)], {}, "operand 1 depends on the network's input"),
         ("Resize", [(1, 1, 2, 2), None, double(1.0, 1.0, 2.0, 2.0)], {"mode": "linear"}, "only nearest"),
