@@ -109,6 +109,30 @@ def test_order_is_kept_only_within_one_softmax() -> None:
         assert (without_increasing_end(graph).outputs == graph.inputs) == left
 
 
+def test_chained_steps_are_one(tmp_path: Path) -> None:
+    """``sign(sign(x) + c)`` for shifts that move none, one or two of the values over 0."""
+    for shift, expected in (
+        (0.1, (-1.0, 1.0, 1.0)),
+        (-0.5, (-1.0, -1.0, 1.0)),
+        (1.0, (0.0, 1.0, 1.0)),
+        (2.0, (1.0,) * 3),
+    ):
+        weights = {"w0": np.array([[1.0, 1.0]]), "c": np.full((1, 2), shift)}
+        nodes: Nodes = [
+            ("MatMul", ["x", "w0"], "a"),
+            ("Sign", ["a"], "b"),
+            ("Add", ["b", "c"], "d"),
+            ("Sign", ["d"], "y"),
+        ]
+        graph = ask(tmp_path, nodes, weights, (-1, 1), "(assert (<= Y_0 0.5))").graph
+        assert [n.op for n in graph.nodes if isinstance(n.op, Step)] == [Step(*expected)]
+        values = graph.evaluate(torch.tensor([[-0.5], [0.0], [0.5]]))[0][:, 0]
+        assert tuple(values.tolist()) == expected
+    weights = {"w0": np.array([[1.0, 1.0]]), "c": np.array([[0.1, 0.2]])}
+    graph = ask(tmp_path, nodes, weights, (-1, 1), "(assert (<= Y_0 0.5))").graph
+    assert sum(isinstance(n.op, Step) for n in graph.nodes) == 2
+
+
 def test_gradients_pass_through_jumps_and_values_stay() -> None:
     build = Builder()
     x = build.input((3,), "x")

@@ -16,6 +16,7 @@ from verifier.network.normalise.neutral import drop_neutral
 from verifier.network.normalise.order import without_increasing_end
 from verifier.network.normalise.reshapes import merge_reshapes
 from verifier.network.normalise.scale import merge_scale
+from verifier.network.normalise.steps import merge_steps
 
 __all__ = [
     "Rule",
@@ -24,6 +25,7 @@ __all__ = [
     "merge_neurons",
     "merge_reshapes",
     "merge_scale",
+    "merge_steps",
     "normalise",
     "rewrite",
     "without_increasing_end",
@@ -31,10 +33,10 @@ __all__ = [
 
 
 def normalise(graph: Graph) -> Graph:
-    """The graph with constant additions and scalings merged into the layer before, chained reshapes merged, and
-    operations that change nothing dropped.
+    """The graph with constant additions and scalings merged into the layer before, chained reshapes and
+    chained steps merged, and operations that change nothing dropped.
 
     Nodes that no output needs are dropped. The values of the remaining named nodes are the same real numbers, up to
     the error bounds that computed constants carry.
     """
-    return rewrite(graph, (drop_neutral, merge_bias, merge_scale, merge_reshapes))
+    return rewrite(graph, (drop_neutral, merge_bias, merge_scale, merge_reshapes, merge_steps))
