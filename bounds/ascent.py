@@ -270,19 +270,22 @@ def optimise(
     goal: float | None = None,
     start: Slopes | None = None,
     known: dict[int, Condensed] | None = None,
+    keep: bool = True,
 ) -> Found:
     """The best bounds that at most ``pace.steps`` steps find in a plan without error terms, each row by itself.
 
     A row above ``goal`` stops (None: no row does), of mirrored rows its mate with it. With ``start`` no bound is below
     that at these parameters (up to rounding). ``known`` keeps condensed boxes from one call to the next, as long as
-    nothing changes in what the state says of earlier nodes.
+    nothing changes in what the state says of earlier nodes. Without ``keep`` the parameters may be left out.
     """
     plan = asked.plan
+    condensed, slopes = Condensed.fits(plan), dict[int, Parameters]()
     spread = by_rows(plan, asked.state, asked.owner)
-    slopes = initial(plan, spread)
+    if keep or start or not condensed:
+        slopes = initial(plan, spread)
     for node, pair in (start or {}).items():
         slopes[node] = each(pair, lambda s: s.to(plan.dtype, copy=True))
-    if Condensed.fits(plan):
+    if condensed:
         return _condensed(asked, (pace, goal), slopes, {} if known is None else known)
     dual = Dual(plan, spread, asked.node, Objective.single(asked.dense()), {})
     found, point, scale = DualRows.of(dual, Multipliers(slopes, {}, dual.objective.weights))
@@ -318,7 +321,7 @@ def optimised(search: Plan, steps: int, until: float = math.inf) -> Tighten:
 
     Rows whose turn comes after ``until`` (``time.monotonic()``) are left as they are (-inf: nothing gained).
     """
-    pace = replace(INNER, steps=steps)
+    pace = replace(INNER, steps=steps, until=until)
     known, seen = dict[int, Condensed](), list[object]()
 
     def tighten(plan: Plan, state: State, node: int, units: Selection, owner: Tensor) -> Tensor:
@@ -337,7 +340,8 @@ def optimised(search: Plan, steps: int, until: float = math.inf) -> Tighten:
             part = torch.cat([part, part + count]) if units.mirrored else part
             rows = units.take(slice(first, first + size))
             cast = replace(rows, sign=rows.sign.to(search.dtype))
-            found = optimise(Asked(search, rough, node, cast, owner[part]), pace, goal, known=known)
+            wish = Asked(search, rough, node, cast, owner[part])
+            found = optimise(wish, pace, goal, known=known, keep=plan is not search)
             proof = Asked(plan, state, node, rows, owner[part])
             result[part] = found.bound if plan is search else decide(proof, found)[1]
         return result

@@ -8,6 +8,8 @@ reached its goal (or another row has made it needless), or when it no longer gai
 
 from __future__ import annotations
 
+import math
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -37,13 +39,17 @@ class Slope(ABC):
         """The functions of some rows."""
 
 
+WORTH = 0.75
+"""The rows that are done leave when at most this share of all is left: taking rows out copies all that is held."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How ``climb`` steps: at most ``steps`` steps of ``rate`` (a share of each number's range), multiplied by
     ``decay`` after each.
 
     From step ``patience`` on, a row leaves when it gained less than ``least`` (a share of the size of its gain so far)
-    in the last ``patience`` steps; 0: never.
+    in the last ``patience`` steps; 0: never. No step begins after the time ``until`` (``time.monotonic()``).
     """
 
     steps: int = 20
@@ -51,6 +57,7 @@ class Pace:
     decay: float = 0.97
     patience: int = 0
     least: float = 0.0
+    until: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,23 +105,21 @@ def climb(slope: Slope, start: Tensor, scale: Tensor, pace: Pace, goal: float | 
     first, rate = best.clone(), pace.rate
     before = best.clone()
     for step in range(1, pace.steps + 1):
+        if time.monotonic() > pace.until:
+            break
         done = _done(best, party.rows, goal, pairs)
         if pace.patience and step > pace.patience and step % pace.patience == 1:
             gained = best[party.rows] - before[party.rows]
             done |= gained <= (best - first)[party.rows] * pace.least
             before = best.clone()
-        if bool(done.any()):
-            left = (~done).nonzero().flatten()
-            if not left.shape[0]:
-                break
-            if left.shape[0] <= 0.75 * party.rows.shape[0]:
-                gradient = party.slope.gradient()[left]
-                party.take(left)
-                _adam(party, gradient, rate, step)
-            else:
-                _adam(party, party.slope.gradient(), rate, step)
-        else:
-            _adam(party, party.slope.gradient(), rate, step)
+        left = (~done).nonzero().flatten()
+        if not left.shape[0]:
+            break
+        gradient = party.slope.gradient()
+        if left.shape[0] <= WORTH * party.rows.shape[0]:
+            party.take(left)
+            gradient = gradient[left]
+        _adam(party, gradient, rate, step)
         rate *= pace.decay
         found = party.slope.value(party.point)
         better = (found > best[party.rows]).nonzero().flatten()

@@ -171,7 +171,7 @@ class CondensedRows(Slope):
 
     def read(self, slopes: Mapping[int, Parameters], rows: Tensor) -> Tensor:
         """The point ``[R, P]`` that dense parameters ``[all rows, *shape]`` say at the given rows."""
-        point = self.bounds[0].new_zeros((rows.shape[0], self.bounds[0].shape[1]))
+        point = self.point.repeat(rows.shape[0], 1)  # the lines' own, where nothing is said
         for stage, place, full in self._sides(slopes):
             point[:, place] = flat(full)[rows.unsqueeze(1), stage.index[: stage.choices]]
         self.project(point)

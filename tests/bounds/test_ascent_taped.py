@@ -18,7 +18,7 @@ from bounds.backward import State
 from bounds.climb import Pace, Slope, climb
 from bounds.condensed import Condensed, Operators
 from bounds.condensed_walk import CAREFUL, CondensedRows
-from bounds.dual import Dual, Multipliers, Objective, by_rows, evaluate, freedoms, initial
+from bounds.dual import Dual, Multipliers, Objective, by_rows, each, evaluate, freedoms, initial
 from bounds.graph import Builder, Graph
 from bounds.layouts import Selection
 from bounds.ops.arithmetic import Add
@@ -189,7 +189,7 @@ def test_gradients_equal_those_of_a_tape(graph: Graph, radius: float) -> None:
         slopes = rows.multipliers(point).slopes
         own = compact.read(slopes, torch.arange(point.shape[0]))
         assert torch.allclose(compact.value(own), value, rtol=1e-11, atol=1e-11)
-        empty = {n: tuple(None if s is None else torch.zeros_like(s) for s in pair) for n, pair in slopes.items()}
+        empty = {n: each(pair, torch.zeros_like) for n, pair in slopes.items()}
         compact.write(compact.gradient(), empty, torch.arange(point.shape[0]))
         spread = DualRows.of(dual, Multipliers(empty, {}, dual.objective.weights))[1][:, :-weights]
         assert torch.allclose(torch.where(free[:, :-weights], spread, 0.0), theirs, rtol=1e-8, atol=1e-9)
