@@ -251,8 +251,26 @@ _UNARY = MappingProxyType(
     }
 )  # fmt: skip
 
+_COMPARISONS = MappingProxyType(
+    {"gt": "Greater", "lt": "Less", "ge": "GreaterOrEqual", "le": "LessOrEqual", "eq": "Equal"}
+)
+
+
+def _compare(operator: str) -> Entry:
+    """With a tensor, or with a number as float32 or float64 holds it."""
+
+    def entry(call: Call) -> Value:
+        other = call["other"]
+        if not isinstance(other, Ref):
+            other = call.constant(torch.tensor(other, dtype=call.input_dtype))
+        return call.make(operator, call["self"], other)
+
+    return entry
+
+
 TABLE: Mapping[str, Entry] = MappingProxyType(
     {f"aten.{name}": _unary(operator) for name, operator in _UNARY.items()}
+    | {f"aten.{name}": _compare(operator) for name, operator in _COMPARISONS.items()}
     | {f"aten.{name}": _same for name in ("clone", "contiguous", "detach", "alias", "lift_fresh_copy", "identity")}
     | {f"aten.{name}": _cast for name in ("to", "_to_copy")}
     | {

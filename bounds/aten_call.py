@@ -30,13 +30,17 @@ Value = Ref | tuple[Ref | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: its arguments by name (tensors as ``Ref``); shape and dtype of its result where it is one tensor."""
+    """One call: its arguments by name (tensors as ``Ref``); shape and dtype of its result where it is one tensor.
+
+    ``input_dtype`` is that of the first tensor that goes in.
+    """
 
     name: str
     arguments: Mapping[str, Any]
     shape: Shape
     dtype: torch.dtype
     build: Builder
+    input_dtype: torch.dtype
 
     def __getitem__(self, argument: str) -> Any:
         return self.arguments[argument]

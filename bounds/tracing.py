@@ -163,7 +163,8 @@ class _Translation:
         try:
             if entry is None:
                 return Ref(self._build.constant(self._constant(node, meta)))
-            value = entry(Call(node.name, arguments, shape, dtype, self._build))
+            given = [n.meta["val"].dtype for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+            value = entry(Call(node.name, arguments, shape, dtype, self._build, given[0] if given else dtype))
         except UnsupportedOperatorError as error:
             self._refused.append(f"{_name(node)} ({node.name}): {error.why}")
             return None

@@ -37,10 +37,12 @@ def output_range(
     """Bounds of a model's output over a region of N boxes or balls (``ball`` makes one from exact numbers).
 
     ``method`` defaults to ``Crown()``. With ``label`` the margins ``output[label] - output[c]`` for every other class c
-    are bounded, ``[N, classes - 1]``. Guarantees ``lower <= output <= upper`` for every input in the region, under the
-    semantics that ``compute_bounds`` states. Raises ``InputError``, ``UnsupportedError``.
+    are bounded, ``[N, classes - 1]``. For ``semantics="float32"`` a ``Network`` must have been read with
+    ``normalised=False``: its float32 results are those of the model as it is written down. Guarantees
+    ``lower <= output <= upper`` for every input in the region, under the semantics that ``compute_bounds`` states.
+    Raises ``InputError``, ``UnsupportedError``.
     """
-    network = single(model)
+    network = single(model, as_stored=semantics == "float32")
     graph = network.graph
     if not graph.variable[graph.outputs[0]]:
         raise InputError("the model's output does not depend on its input: there is nothing to bound")
@@ -60,11 +62,13 @@ def output_range(
         raise InputError(str(error)) from error
 
 
-def single(model: str | Path | bytes | Network) -> Network:
-    """A model with one input and one output. Raises ``UnsupportedError`` for others."""
+def single(model: str | Path | bytes | Network, as_stored: bool = False) -> Network:
+    """A model with one input and one output, read ``as_stored`` or with affine nodes merged. Raises
+    ``UnsupportedError`` for others."""
     from verifier.network import read_network
 
-    network = read_network(model) if isinstance(model, str | Path | bytes) else model
+    paths = str | Path | bytes
+    network = read_network(model, normalised=not as_stored) if isinstance(model, paths) else model
     if len(network.inputs) != 1 or len(network.outputs) != 1:
         raise UnsupportedError(
             f"a range needs a model with one input and one output; this one has {len(network.inputs)} and "

@@ -212,3 +212,53 @@ def test_importing_bounds_does_not_load_the_exporter(checkout: Path) -> None:
     code = "import sys, bounds.tracing; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_smooth_functions() -> None:
+    """All functions of one variable that torch has a layer or a call for."""
+    functions: list[Callable[[Tensor], Tensor]] = [
+        functional.silu,
+        functional.hardswish,
+        functional.hardsigmoid,
+        functional.softplus,
+        functional.elu,
+        functional.selu,
+        functional.gelu,
+        lambda x: functional.gelu(x, approximate="tanh"),
+        torch.exp,
+        torch.sin,
+        torch.cos,
+        torch.erf,
+        lambda x: torch.log(x.square() + 1.5),
+        lambda x: torch.sqrt(x.abs() + 0.25),
+        lambda x: (x + 4.0).reciprocal(),
+        lambda x: x.pow(3),
+        lambda x: x.sign() + x.floor() + x.ceil() + x.round(),
+    ]
+    module = Function(lambda x: torch.cat([function(x) for function in functions], 1))
+    example = torch.tensor([[0.3, -0.7, 1.9]])
+    graph = traced(module, example)
+    bounded(module, graph, example, 0.05)
+
+
+class Attention(nn.Module):
+    """One head over rows, with normalisation, a residual and a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.into, self.out = nn.LayerNorm(4), nn.Linear(4, 12), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.into(self.before(x)).chunk(3, -1)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        y = x + self.out(mixed)
+        return torch.where(y > 0, y, 0.5 * y) * torch.softmax(y, -1) + functional.log_softmax(y, 1).amax(
+            -1, keepdim=True
+        )
+
+
+def test_attention() -> None:
+    module = shaken(Attention())
+    example = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(1))
+    graph = traced(module, example)
+    bounded(module, graph, example, 0.01)

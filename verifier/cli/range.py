@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from verifier import __version__, limits
 from verifier.cli import options
-from verifier.errors import InputError
+from verifier.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from bounds import Bounds, Box, LpBall
@@ -94,8 +94,12 @@ def _network(arguments: argparse.Namespace) -> Network:
     from verifier.ranges import single
     from verifier.regions import normalised
 
-    limit = {} if arguments.max_bytes is None else {"max_bytes": arguments.max_bytes}
-    network = single(read_network(arguments.model, **limit))
+    limit: dict[str, Any] = {} if arguments.max_bytes is None else {"max_bytes": arguments.max_bytes}
+    # What float32 returns depends on how the model is written down: it must not be rewritten then.
+    as_stored = arguments.semantics == "float32"
+    if as_stored and arguments.mean is not None:
+        raise UnsupportedError("--semantics float32 with --mean and --std: put the normalisation into the model")
+    network = single(read_network(arguments.model, normalised=not as_stored, **limit))
     return network if arguments.mean is None else normalised(network, arguments.mean, arguments.std)
 
 

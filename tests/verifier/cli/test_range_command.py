@@ -17,6 +17,7 @@ import verifier
 from bounds import Alpha, Box
 from verifier.cli import main
 from verifier.network import read_network
+from verifier.replay import open_session
 
 SCHEMA = resources.files("verifier").joinpath("report/range-1.schema.json")
 Capture = pytest.CaptureFixture[str]
@@ -135,6 +136,23 @@ def test_balls_of_other_norms(model: str, point: str, norm: str, capsys: Capture
     values = graph.evaluate(torch.from_numpy(points).reshape(-1, *graph.nodes[0].shape))[0].flatten(1)
     for value, (low, high) in zip(values.T, rows, strict=True):
         assert low <= value.min() and value.max() <= high
+
+
+def test_what_float32_returns(model: str, point: str, capsys: Capture) -> None:
+    """onnxruntime's results lie inside, and nothing is narrower than in exact arithmetic."""
+    found = {}
+    for semantics in ("real", "float32"):
+        assert main(["range", model, "--input", point, "--epsilon", "0", "--semantics", semantics]) == 0
+        captured = capsys.readouterr()
+        assert f"{semantics} arithmetic" in captured.err
+        found[semantics] = [(float(a), float(b)) for _, a, b in table(captured.out)]
+    network = read_network(model)
+    feed = {network.inputs[0].name: np.load(point).reshape(network.inputs[0].shape)}
+    outputs = open_session(network.model).run(None, feed)[0].reshape(-1)
+    for value, (a, b), (low, high) in zip(outputs.tolist(), found["real"], found["float32"], strict=True):
+        assert low <= value <= high and low <= a and b <= high and high - low > b - a
+    options = ["--mean", "0", "--std", "1", "--semantics", "float32"]
+    assert main(["range", model, "--input", point, "--epsilon", "0", *options]) == 3
 
 
 def test_normalisation_in_front(model: str, tmp_path: Path, capsys: Capture) -> None:
