@@ -26,7 +26,7 @@ from verifier.branch.root import real_status, refine, screen
 from verifier.errors import InputError
 from verifier.query import Query
 from verifier.replay import Replayer
-from verifier.runtime_error import float32_error
+from verifier.runtime_error import LEAST_SECONDS, float32_error
 from verifier.strategy import Strategy, choose, features
 from verifier.verdict import Counterexample, Progress, TimedOut, Unknown, Verdict, Verified, Violated
 
@@ -246,7 +246,8 @@ def _attack_longer(run: _Run, tasks: list[OpenTask]) -> None:
 
 
 def _verified(run: _Run) -> Verdict:
-    error = math.inf if run.expired() else float32_error(run.query, run.exact.device)
+    ready = run.deadline - time.monotonic() >= LEAST_SECONDS
+    error = float32_error(run.query, run.exact.device) if ready else math.inf
     return Verified(stage=run.stage, margin=run.margin, subproblems=run.refuted, float32_error=error)
 
 

@@ -13,28 +13,32 @@ import torch
 
 from verifier.query import Query
 
-MOST_FORMS = 256
-"""Forms up to which the error is bounded at all: it takes a walk for each."""
+MOST_ENTRIES = 3_000_000
+"""Forms times elements of all nodes up to which the error is bounded at all: a walk for each form, held at once."""
 
 MOST_NEURONS = 3000
 """Nonlinear elements up to which their bounds come from backward walks; above, from intervals."""
 
+LEAST_SECONDS = 10.0
+"""What must be left until the deadline: the bound takes up to a few seconds, and the proof is there already."""
+
 
 def float32_error(query: Query, device: torch.device | str = "cpu") -> float:
     """A bound of ``|computed - exact|`` for every form of the query (on the left of its literals, as a graph in float32
-    computes it) over its boxes; infinite where there is none (jumps, too many forms, no error model)."""
+    computes it) over its boxes; infinite where there is none (jumps, a network too large, no error model)."""
     from bounds.box import Box
     from bounds.forward_error import forward_error
     from bounds.methods import Crown, Interval
     from bounds.ops.base import Affine
 
     graph = query.graph
-    lower, upper = (torch.from_numpy(e).to(device) for e in (query.cases.lower.min(0), query.cases.upper.max(0)))
-    if graph.nodes[graph.outputs[0]].shape[0] > MOST_FORMS:
+    variable = graph.variable
+    elements = sum(torch.Size(n.shape).numel() for n in graph.nodes if variable[n.id])
+    if graph.nodes[graph.outputs[0]].shape[0] * elements > MOST_ENTRIES:
         return math.inf
+    lower, upper = (torch.from_numpy(e).to(device) for e in (query.cases.lower.min(0), query.cases.upper.max(0)))
     shape = graph.nodes[graph.inputs[0]].shape
     box = Box(lower.reshape(1, *shape), upper.reshape(1, *shape))
-    variable = graph.variable
     neurons = sum(
         torch.Size(n.shape).numel() for n in graph.nodes if variable[n.id] and n.inputs and not isinstance(n.op, Affine)
     )
