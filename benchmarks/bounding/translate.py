@@ -12,10 +12,14 @@ from torch.nn import functional
 
 from bounds.graph import Graph, Node
 from bounds.ops.arithmetic import Add, Div, Mul, Neg, Sub
+from bounds.ops.bilinear import MatrixProduct
 from bounds.ops.conv import Conv
 from bounds.ops.gemm import Gemm, MatMul
+from bounds.ops.indexing import Concat
+from bounds.ops.reduction import ReduceMean
 from bounds.ops.relu import Relu
 from bounds.ops.shaping import Reshape, Transpose
+from bounds.ops.softmax import Softmax
 from bounds.ops.sshape import Sigmoid, Tanh
 
 
@@ -61,13 +65,25 @@ class Module(nn.Module):
             return convolve(x, rest[0], bias, op.strides, op.pads[:half], op.dilations, op.groups)
         if isinstance(op, Reshape):
             return x.reshape(-1, *node.shape[1:])
+        if isinstance(op, Concat):
+            return torch.cat([o.expand(self._batch(operands), *o.shape[1:]) for o in operands], op.axis)
         return _simple(node, operands)
+
+    @staticmethod
+    def _batch(operands: list[Tensor]) -> int:
+        return max(o.shape[0] for o in operands)
 
 
 def _simple(node: Node, operands: list[Tensor]) -> Tensor:
     op = node.op
     if isinstance(op, Transpose):
         return operands[0].permute(op.perm)
-    if isinstance(op, Relu | Sigmoid | Tanh | Add | Sub | Mul | Div | Neg | MatMul):
+    if isinstance(op, Softmax):
+        return torch.softmax(operands[0], op.axis)
+    if isinstance(op, ReduceMean):
+        return operands[0].mean(op.axes, op.keepdims)
+    if isinstance(op, MatMul | MatrixProduct):
+        return torch.matmul(operands[0], operands[1])
+    if isinstance(op, Relu | Sigmoid | Tanh | Add | Sub | Mul | Div | Neg):
         return op.forward(*operands)
     raise ValueError(f"{type(op).__name__} is not translated")
