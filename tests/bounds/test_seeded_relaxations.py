@@ -123,8 +123,8 @@ def not_outward(patch: Patch) -> None:
     """Intercepts and intervals as they were computed."""
     honest = Univariate._differences
 
-    def change(self: Univariate, slope: Tensor, ends: Any, turning: Any, parameters: Any, rounding: Any) -> Any:
-        return honest(self, slope, ends, [(x, 0 * excess) for x, excess in turning], parameters, None)
+    def change(self: Univariate, *arguments: Any, **named: Any) -> Any:
+        return [(x, value, 0 * slack) for x, value, slack in honest(self, *arguments, **named)]
 
     patch.setattr(Univariate, "_differences", change)
 
