@@ -1,6 +1,8 @@
 """The ONNX backend's own test cases, run through the reader: what passes, and why the others stand out.
 
-    python benchmarks/onnx_conformance.py
+    PYTHONPATH=. python -P benchmarks/onnx_conformance.py
+
+(``-P``, because a script beside it is called like the package ``bounds``.)
 
 The ``onnx`` package carries test cases for single operators: a model, inputs, and the outputs that they must give.
 Each case whose operators are all among ``OPERATORS`` is read and evaluated in float64 and in float32, and compared

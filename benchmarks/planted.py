@@ -1,6 +1,8 @@
 """Planted truth: random queries with a hidden counterexample that no engine may refute.
 
-    python benchmarks/planted.py --count 2000 --seed 0
+    PYTHONPATH=.:benchmarks python -P benchmarks/planted.py --count 2000 --seed 0
+
+(``-P``, because a script beside it is called like the package ``bounds``.)
 
 Each query has a random network, one to three boxes with one to three clauses each, and a point of one box that
 fulfils one clause by a relative margin of 1e-2 down to 1e-6 of the outputs' scale. Half of the points are the least
