@@ -192,7 +192,7 @@ class CondensedRows(Slope):
     def gradient(self) -> Tensor:
         """From one forward pass of each row's minimising corner through the lines that its walk met."""
         outputs = {self.network.plan.input: self.corner}
-        result = torch.empty_like(self.point)
+        result = torch.zeros_like(self.point)
         for stage in reversed(self.order):
             values = [link.up(outputs) for link in stage.sources]
             self._derive(stage, [v[:, : stage.choices] for v in values], result)
