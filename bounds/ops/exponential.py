@@ -148,6 +148,11 @@ class Elu(Smooth):
     def kinks(self) -> Sequence[tuple[float, float]]:
         return ((0.0, self.scale),)
 
+    def roundoff(self, operands: Sequence[Interval], result: Interval, machine: Rounding) -> Tensor | None:
+        """A library's exponential less 1 is off by units of 1, and then multiplied."""
+        size = torch.maximum(result[0].abs(), result[1].abs()).clamp(min=1)
+        return machine.function(size * max(1.0, abs(self.alpha * self.scale)))
+
     def turns(self) -> Sequence[float]:
         return (0.0,)
 

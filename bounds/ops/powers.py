@@ -13,6 +13,7 @@ from torch import Tensor
 from bounds.ops import reading
 from bounds.ops.base import BuilderLike, Interval, OnnxName, OnnxNode, Rewritten
 from bounds.ops.smooth import Piece, Smooth
+from bounds.rounding import Rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,11 @@ class Power(Smooth):
             return ratio.abs() ** root * ratio.sign()
         side = 1.0 if piece.low >= 0 else -1.0
         return (ratio * (side if n % 2 == 0 else 1.0)).clamp(min=0) ** root * side
+
+    def roundoff(self, operands: Sequence[Interval], result: Interval, machine: Rounding) -> Tensor | None:
+        """By a library, or by as many products as the exponent says and a quotient."""
+        size = torch.maximum(result[0].abs(), result[1].abs()).clamp(min=1)
+        return machine.function(size * max(1.0, abs(self.exponent) / 16))
 
     def turns(self) -> Sequence[float]:
         return (0.0,) if self.exponent > 0 else ()
