@@ -142,7 +142,7 @@ class Query:
     ``graph``: one flat input ``[n]`` to one output ``[F]`` of forms. ``specification`` is the exact property (replay
     evaluates it), ``cases`` its arrays, ``model`` the ONNX bytes of the first network and ``models`` all of them in the
     order of their declaration, ``notes`` what every verdict must repeat ("176 of 400 inputs widened, by at most
-    1.2e-7").
+    1.2e-7"). ``order_only``: the graph leaves out a last activation that does not change the order of the outputs.
     """
 
     graph: Graph
@@ -152,6 +152,7 @@ class Query:
     notes: tuple[str, ...] = ()
     source: Path | None = None
     models: tuple[Model, ...] = ()
+    order_only: bool = False
 
     def __repr__(self) -> str:
         inputs = sum(v.size for m in self.models for v in m.inputs)
@@ -209,15 +210,16 @@ def build_query(
     inputs = [v for m in models for v in m.inputs]
     cases, widened = float_cases(specification, inputs)
     size = sum(v.size for v in inputs)
-    graphs = [n.graph for n in chosen]
+    graphs, order_only = [n.graph for n in chosen], False
     if len(graphs) == 1 and len(models[0].outputs) == 1 and _only_order(specification):
         ordered = without_increasing_end(graphs[0])
-        if ordered.outputs != graphs[0].outputs:
+        order_only = ordered.outputs != graphs[0].outputs
+        if order_only:
             notes = ("only the order of the outputs matters: margins are those before the last activation", *notes)
         graphs = [ordered]
     graph = assemble(models, graphs, specification.forms, size)
     notes = (*specification.notes, *widened, *_consent(specification), *notes)
-    return Query(graph, cases, specification, models[0].onnx, notes, source, models)
+    return Query(graph, cases, specification, models[0].onnx, notes, source, models, order_only)
 
 
 def _only_order(specification: Specification) -> bool:

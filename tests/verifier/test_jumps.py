@@ -19,6 +19,7 @@ from verifier.attacks.straight_through import has_jumps, surrogate
 from verifier.network.normalise import without_increasing_end
 from verifier.pipeline import verify
 from verifier.query import Query, read
+from verifier.verdict import Verified
 
 Nodes = list[tuple[str, list[str], str]]
 
@@ -95,7 +96,9 @@ def test_order_of_outputs_needs_no_last_activation(tmp_path: Path, kind: str) ->
     query = ask(tmp_path, nodes, weights, (0.5, 1), "(assert (or (and (<= Y_0 Y_1))))")
     assert not any(type(n.op).__name__ == kind for n in query.graph.nodes)
     assert any("order" in note for note in query.notes)
-    assert verify(query, timeout=10).word == "unsat"
+    verdict = verify(query, timeout=10)
+    assert isinstance(verdict, Verified)
+    assert verdict.real_only  # float32 returns 1 and 1 where the activation is saturated
     kept = ask(tmp_path, nodes, weights, (0.5, 1), "(assert (<= Y_0 -2.5))")
     assert any(type(n.op).__name__ == kind for n in kept.graph.nodes)
     assert not any("order" in note for note in kept.notes)
