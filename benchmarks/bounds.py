@@ -107,7 +107,7 @@ def measure(workers: dict[str, Worker], names: list[str], request: dict[str, Any
         for name in names:
             if name in notes or (turn and spent > args.budget):
                 continue
-            answer = workers[name].ask(args.limit, **{"steps": 20, **request})
+            answer = workers[name].ask(args.limit, **{"steps": 20, "clock": args.clock, **request})
             if "error" in answer:
                 notes[name] = answer["error"]
                 continue
@@ -216,6 +216,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="measure what is in the file already again")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a machine that is not idle")
     parser.add_argument("--repeat", type=int, default=5, help="measured calls of a tool, besides one to warm up")
     parser.add_argument("--limit", type=float, default=200.0, help="seconds of one call")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds after which no call is repeated")
