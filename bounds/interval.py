@@ -101,8 +101,8 @@ def _interval_charge(plan: Plan, rounding: Rounding, node: Node, bounds: Mapping
     constants = plan.operands[node.id]
     known = plan.magnitudes.get(node.id, (None,) * len(constants))
     sizes = [
-        size(bounds[i]) if c is None else c.abs() if known[k] is None else known[k]
-        for k, (i, c) in enumerate(zip(node.inputs, constants, strict=True))
+        size(bounds[i]) if c is None else c.abs() if kept is None else kept
+        for i, c, kept in zip(node.inputs, constants, known, strict=True)
     ]
     return affine_charge(plan, rounding, node, sizes)
 

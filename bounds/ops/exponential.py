@@ -113,11 +113,6 @@ class Elu(Smooth):
             raise reading.unsupported(node, f"alpha = {alpha}, gamma = {scale}: the sign is not covered")
         return (build.add(cls(alpha, scale, width), reading.operand(node, 0), name=node.name),)
 
-    def roundoff(self, operands: Sequence[Interval], result: Interval, machine: Rounding) -> Tensor | None:
-        """As for any library function, and at least units of ``alpha``: that times the difference of 1 and a number."""
-        size = torch.maximum(result[0].abs(), result[1].abs())
-        return machine.function(size.clamp(min=abs(self.alpha * self.scale)))
-
     def forward(self, *operands: Tensor) -> Tensor:
         x = operands[0]
         bent = torch.expm1(x.clamp(max=0) / self.width) * (self.alpha * self.scale)
