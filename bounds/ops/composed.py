@@ -20,6 +20,7 @@ from bounds.ops.indexing import Concat, take
 from bounds.ops.piecewise import Abs
 from bounds.ops.powers import Power, RealPower, Reciprocal, Sqrt
 from bounds.ops.reduction import ReduceMean, ReduceSum, reduced
+from bounds.ops.relu import Relu
 from bounds.ops.shaping import Transpose, align, reshape
 from bounds.ops.softmax import LogSoftmax
 
@@ -95,14 +96,14 @@ class ReduceL1(Rewritten):
 
 
 class ReduceL2(Rewritten):
-    """``sqrt(sum x^2)``."""
+    """``sqrt(sum x^2)``; the ReLU keeps what rounding takes from a sum of zeros out of the root."""
 
     __slots__ = ()
     onnx = (OnnxName("ReduceL2", 1),)
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
-        return (_summed([Power(2)], [Sqrt()], node, build),)
+        return (_summed([Power(2)], [Relu(), Sqrt()], node, build),)
 
 
 class ReduceSumSquare(Rewritten):

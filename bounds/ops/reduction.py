@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from bounds.ops import reading
-from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Rewritten, Shape
+from bounds.ops.base import Affine, BuilderLike, Interval, OnnxName, OnnxNode, Rewritten, Shape
+from bounds.rounding import Rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,9 @@ class ReduceSum(Affine):
 
     def forward(self, *operands: Tensor) -> Tensor:
         return operands[0].sum([a + 1 for a in self.axes], keepdim=self.keepdims)
+
+    def interval(self, operands: Sequence[Interval], rounding: Rounding | None) -> Interval:
+        return _ends(self, operands[0], rounding)
 
     def accumulation(self, *shapes: Shape) -> int:
         return reading.product(tuple(shapes[0][a] for a in self.axes)) + 1
@@ -50,6 +55,9 @@ class ReduceMean(Affine):
     def forward(self, *operands: Tensor) -> Tensor:
         return operands[0].mean([a + 1 for a in self.axes], keepdim=self.keepdims)
 
+    def interval(self, operands: Sequence[Interval], rounding: Rounding | None) -> Interval:
+        return _ends(self, operands[0], rounding)
+
     def accumulation(self, *shapes: Shape) -> int:
         return reading.product(tuple(shapes[0][a] for a in self.axes)) + 2
 
@@ -68,6 +76,19 @@ class GlobalAveragePool(Rewritten):
         x = reading.operand(node, 0)
         spatial = tuple(range(2, len(build.shape(x))))
         return (build.add(ReduceMean(spatial, True), x, name=node.name) if spatial else x,)
+
+
+def _ends(op: Affine, operand: Interval, rounding: Rounding | None) -> Interval:
+    """Each end by itself. Terms of one sign keep it, rounding or not: a sum of squares has a root."""
+    low, high = (op.forward(end) for end in operand)
+    if rounding is None:
+        return low, high
+    count = op.accumulation(tuple(operand[0].shape[1:]))
+    sizes = [op.forward(end.abs()) for end in operand]
+    below, above = (rounding.affine(count, size) for size in sizes)
+    least, greatest = rounding.down(low - below), rounding.up(high + above)
+    positive, negative = op.forward((operand[0] < 0).to(low)) == 0, op.forward((operand[1] > 0).to(low)) == 0
+    return torch.where(positive, least.clamp(min=0), least), torch.where(negative, greatest.clamp(max=0), greatest)
 
 
 def _spread(rows: Tensor, axes: tuple[int, ...], shape: Shape) -> Tensor:
