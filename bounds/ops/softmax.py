@@ -10,9 +10,6 @@ the second because ``log s <= s / S + log S - 1`` and because ``exp(v - M) / S -
 through one sum, so a walk over K results costs K and not K^2. Softmax adds a line of exp around z, with any slope m:
 with the chords of exp as q the lower line is the tangent of ``exp(x_k) / sum of chords``, and the upper one is the
 chord of exp at a tangent of ``x_k - L(x)`` (Wei et al., Convex bounds on the softmax function, AISTATS 2023).
-
-The results of a softmax sum to one: ``sum A_k y_k = mu + sum (A_k - mu) y_k`` for every mu. A walk subtracts the mean
-of its coefficients first; what all of them share then meets no relaxation.
 """
 
 from __future__ import annotations
