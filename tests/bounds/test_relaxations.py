@@ -74,7 +74,7 @@ def choices(example: Any, given: Any, seed: int) -> list[tuple[Tensor | None, Te
         wild = torch.from_numpy(rng.uniform(-0.5, 1.5, tuple(low.shape))).to(low)
         wild[::7] = 0.0
         for k, value in enumerate((None, least, greatest, least + share * (greatest - least), wild)):
-            found[k][side] = value
+            found[k][side] = None if value is None else torch.nan_to_num(value)  # a share of a huge range overflows
     return list(dict.fromkeys((a, b) for a, b in found))
 
 
