@@ -24,8 +24,8 @@ from bounds.ops.base import BuilderLike, Interval, OnnxName, OnnxNode
 from bounds.ops.univariate import Univariate
 from bounds.rounding import Rounding
 
-_STEPS = 9
-_FAR = 64.0
+_STEPS = 4
+_FAR = 1e30
 _NARROW = 1e-3
 
 
@@ -39,8 +39,8 @@ class _SShape(Univariate):
         """``f'(x)``, within 16 units in the last place (or below the smallest normal number)."""
 
     @abstractmethod
-    def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``f, f', f''``, quickly and roughly: for slopes, not for bounds."""
+    def touch(self, high: Tensor) -> Tensor:
+        """About the ``d < 0`` where the tangent meets the curve again at ``high > 0``."""
 
     @abstractmethod
     def stationary(self, slope: Tensor) -> Tensor:
@@ -102,7 +102,8 @@ class _SShape(Univariate):
         """Slope of a tight lower line (upper slopes follow by symmetry: they are those of ``[-high, -low]``).
 
         Convex part only: the tangent in the middle. Concave part only: the chord. Both: the chord where it stays
-        below, else the tangent through the high end that touches at ``d <= 0``.
+        below, else the tangent in the middle or, where that one is too high at the high end, the one through that end:
+        of all lines below, the highest in the middle, which leaves the least area.
         """
         middle = self.derivative(low / 2 + high / 2)
         width = high - low
@@ -111,39 +112,9 @@ class _SShape(Univariate):
         slope = torch.where(high <= 0, middle, chord)
         crossing = ((low < 0) & (high > 0) & (chord > self.derivative(low))).nonzero(as_tuple=True)
         if crossing[0].shape[0]:
-            slope[crossing] = self.derivative(self._touch(low[crossing], high[crossing]))
+            left, right = low[crossing], high[crossing]
+            slope[crossing] = self.derivative(torch.minimum(self.touch(right), left / 2 + right / 2))
         return slope
-
-    def _touch(self, low: Tensor, high: Tensor) -> Tensor:
-        """Roughly the largest ``d`` in ``[low, 0]`` with ``f(d) + f'(d) (high - d) <= f(high)``.
-
-        Its derivative is that of the implicit function: ``f''(d) (high - d) dd = (f'(high) - f'(d)) dhigh``.
-        """
-        with torch.no_grad():
-            d = self._search(low, high)
-        if not (high.requires_grad and torch.is_grad_enabled()):
-            return d
-        value, first, second = self.curve(d)
-        excess = value + first * (high - d) - self.curve(high)[0]
-        step = excess / (second * (high - d)).detach().clamp(min=1e-6)
-        return d - (step - step.detach())
-
-    def _search(self, low: Tensor, high: Tensor) -> Tensor:
-        """Newton's method on the difference, which increases in d (its derivative is ``f''(d) (high - d)``), kept in a
-        bracket; a step that leaves the bracket is replaced by its middle.
-        """
-        target, _, _ = self.curve(high)
-        left, right = low.clamp(-_FAR, 0), torch.zeros_like(low)
-        d = (left / 8 + right) / 2
-        for _ in range(_STEPS):
-            value, first, second = self.curve(d)
-            width = high - d
-            excess = value + first * width - target
-            under = excess <= 0
-            left, right = torch.where(under, d, left), torch.where(under, right, d)
-            step = d - excess / (second * width).clamp(min=1e-30)
-            d = torch.where((step > left) & (step < right), step, (left + right) / 2)
-        return d
 
 
 def _logistic_derivative(x: Tensor) -> Tensor:
@@ -155,6 +126,27 @@ def _logistic_stationary(slope: Tensor) -> Tensor:
     slope = slope.clamp(torch.finfo(slope.dtype).tiny, 0.25)
     small = 2 * slope / (1 + (1 - 4 * slope).clamp(min=0).sqrt())
     return torch.log1p(-small) - torch.log(small)
+
+
+def _logistic_touch(high: Tensor) -> Tensor:
+    """About the ``d < 0`` with ``s(d) + s'(d) (high - d) = s(high)``, for ``high > 0``.
+
+    With ``e = -d`` and ``t = tanh(high / 2)`` that is ``t (1 + cosh e) + sinh e = high + e``, convex and increasing in
+    e: Newton's method cannot go astray. Only the last step is differentiated, which gives the implicit derivative.
+    """
+    high = high.clamp(max=_FAR)
+    t = torch.tanh(high / 2)
+    with torch.no_grad():
+        e = torch.minimum(high / 2, torch.log1p(high))
+        for _ in range(_STEPS):
+            e = _newton(e, t, high)
+    return -_newton(e, t, high)
+
+
+def _newton(e: Tensor, t: Tensor, high: Tensor) -> Tensor:
+    cosh, sinh = torch.cosh(e), torch.sinh(e)
+    slope = (t * sinh + (cosh - 1)).detach().clamp(min=torch.finfo(e.dtype).tiny)
+    return torch.minimum((e - (t * (1 + cosh) + sinh - e - high) / slope).clamp(min=0), high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +165,8 @@ class Sigmoid(_SShape):
     def derivative(self, x: Tensor) -> Tensor:
         return _logistic_derivative(x)
 
-    def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value = torch.sigmoid(x)
-        first = value * (1 - value)
-        return value, first, first * (1 - 2 * value)
+    def touch(self, high: Tensor) -> Tensor:
+        return _logistic_touch(high)
 
     def stationary(self, slope: Tensor) -> Tensor:
         return _logistic_stationary(slope)
@@ -201,10 +191,8 @@ class Tanh(_SShape):
     def derivative(self, x: Tensor) -> Tensor:
         return 4 * _logistic_derivative(2 * x)
 
-    def curve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value = torch.tanh(x)
-        first = 1 - value * value
-        return value, first, -2 * value * first
+    def touch(self, high: Tensor) -> Tensor:
+        return _logistic_touch(2 * high) / 2
 
     def stationary(self, slope: Tensor) -> Tensor:
         return _logistic_stationary(slope / 4) / 2

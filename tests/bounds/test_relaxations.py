@@ -327,3 +327,25 @@ def test_s_shapes_anywhere(op: Univariate, low: float, width: float, slope: floa
     for given_slopes in ((None, None), (slopes, slopes)):
         lines = op.relaxation(variable, Rounding.of(dtype), given_slopes)
         tools.check_lines(example, variable, lines)
+
+
+@pytest.mark.parametrize("op", [Sigmoid(), Tanh()], ids=str)
+def test_s_shapes_start_with_the_line_that_is_highest_in_the_middle(op: Univariate) -> None:
+    low = torch.linspace(-9, -0.01, 60).double().repeat_interleave(60).unsqueeze(1)
+    high = torch.linspace(0.02, 12, 60).double().repeat(60).unsqueeze(1)
+    middle, (best,) = (low + high) / 2, op.relaxation([(low, high)], None).lower
+    reached = best.slopes[0] * middle + best.offset
+    for share in torch.linspace(0, 1, 401).tolist():
+        slopes = torch.full_like(low, share)
+        (line,) = op.relaxation([(low, high)], None, (slopes, slopes)).lower
+        assert bool((slopes * middle + line.offset <= reached + 1e-12).all())
+
+
+@pytest.mark.parametrize("op", [Sigmoid(), Tanh()], ids=str)
+def test_initial_slopes_of_s_shapes_are_continuous(op: Univariate) -> None:
+    low = -torch.linspace(0.01, 30, 100).double().repeat_interleave(100).unsqueeze(1)
+    high = torch.linspace(-0.005, 90, 100).double().repeat(100).unsqueeze(1)
+    low, high = torch.minimum(low, high - 2e-3), high
+    first, second = op.slopes(low, high), op.slopes(low - 1e-10, high + 1e-10)
+    for one, two in zip(first, second, strict=True):
+        assert float((one - two).abs().max()) < 1e-7
