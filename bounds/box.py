@@ -13,12 +13,17 @@ from bounds.rounding import Rounding
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Box:
-    """N axis-aligned boxes: ``lower <= x <= upper`` elementwise, both ``[N, *shape]``, ends included."""
+    """N axis-aligned boxes: ``lower <= x <= upper`` elementwise, both ``[N, *shape]``, ends included.
+
+    A box with ``lower > upper`` somewhere is empty. ``ValueError`` for ends that differ in shape and for NaN,
+    ``TypeError`` for ends that are no tensors.
+    """
 
     lower: Tensor
     upper: Tensor
 
     def __post_init__(self) -> None:
+        _check_tensors("a box", lower=self.lower, upper=self.upper)
         if self.lower.shape != self.upper.shape:
             raise ValueError(f"lower {tuple(self.lower.shape)} and upper {tuple(self.upper.shape)} differ in shape")
         if torch.isnan(self.lower).any() or torch.isnan(self.upper).any():
@@ -28,11 +33,17 @@ class Box:
     def around(x: Tensor, radius: float | Tensor, within: tuple[float, float] | None = None) -> Box:
         """``{x' : |x' - x| <= radius}`` elementwise for one input ``x`` ``[*shape]``, as a batch of one box.
 
-        ``within`` intersects it with ``[low, high]``. The ends are rounded to nearest.
+        ``within`` intersects it with ``[low, high]`` (it is empty where the two have nothing in common). The ends are
+        rounded to nearest. ``ValueError`` for a negative radius.
         """
+        _check_tensors("a box", x=x)
+        if not isinstance(radius, int | float | Tensor):
+            raise TypeError(f"radius {radius!r}: a number or a tensor is needed")
+        if bool((torch.as_tensor(radius) < 0).any()):
+            raise ValueError(f"radius {radius} is negative")
         lower, upper = (x - radius).unsqueeze(0), (x + radius).unsqueeze(0)
         if within is not None:
-            lower, upper = lower.clamp(*within), upper.clamp(*within)
+            lower, upper = lower.clamp(min=within[0]), upper.clamp(max=within[1])
         return Box(lower, upper)
 
     @property
@@ -63,7 +74,7 @@ class LpBall:
 
     ``centre`` ``[N, *shape]`` and ``radius`` ``[N]`` (>= 0) in one dtype, taken as exact numbers; the norm is over all
     elements of one input. ``within`` ``[N or 1, *shape]`` is a box, such as the range of the data. ``ValueError`` for
-    shapes, dtypes or values that do not fit.
+    shapes, dtypes or values that do not fit, ``TypeError`` for what is no tensor.
     """
 
     centre: Tensor
@@ -74,6 +85,7 @@ class LpBall:
     def __post_init__(self) -> None:
         if self.p not in (1, 2, math.inf):
             raise ValueError(f"a ball of the norm p = {self.p}: only 1, 2 and math.inf are supported")
+        _check_tensors("a ball", centre=self.centre, radius=self.radius)
         if self.radius.shape != self.centre.shape[:1]:
             given = tuple(self.centre.shape), tuple(self.radius.shape)
             raise ValueError(f"centre {given[0]} and radius {given[1]}: expected (N, *shape) and (N,)")
@@ -85,6 +97,8 @@ class LpBall:
             self._check_within(self.within)
 
     def _check_within(self, box: Box) -> None:
+        if not isinstance(box, Box):
+            raise TypeError(f"within={box!r}: a Box is needed, such as Box(torch.zeros_like(x), torch.ones_like(x))")
         fits = box.lower.shape[1:] == self.centre.shape[1:] and box.size in (1, self.size)
         if not fits or box.lower.dtype != self.centre.dtype or box.upper.dtype != self.centre.dtype:
             given = f"{tuple(box.lower.shape)} of {box.lower.dtype}"
@@ -131,6 +145,12 @@ class LpBall:
         within = None if self.within is None else self.within.to(dtype, device)
         centre, radius = (t.to(device=device, dtype=dtype) for t in (self.centre, self.radius))
         return LpBall(centre, radius, self.p, within)
+
+
+def _check_tensors(what: str, **given: object) -> None:
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{what} takes tensors: {name} is a {type(value).__name__}, torch.as_tensor makes one")
 
 
 def _column(radius: Tensor, like: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ walk as they are. Upper bounds are lower bounds of the negated rows.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ Semantics = Literal["real", "float32"]
 that the graph can return when it is computed in float32, in any order (``machine.py`` says what is assumed)."""
 
 _SEMANTICS = ("real", "float32", None)
+_DTYPES = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,8 +74,10 @@ class Bounds:
         """``(lower, upper)``, each ``[N, *shape]``, of one node of the graph, under the same semantics.
 
         Those of nodes named in ``keep`` are tightened from both sides, like the target's own; elsewhere only what a
-        nonlinear operator gains from. ``KeyError`` for a node that the target does not depend on.
+        nonlinear operator gains from. ``KeyError`` for a constant and for a node that the target does not depend on.
         """
+        if node not in self.intervals:
+            raise KeyError(f"node {node!r} has no bounds here: they are of the nodes {sorted(self.intervals)}")
         return self.intervals[node]
 
     @property
@@ -95,6 +99,10 @@ def prepare(
     are computed in float64. ``ValueError`` for a graph without exactly one input and one output that depends on it,
     and for a constant that is not finite (it names the node).
     """
+    _check_graph(graph)
+    _check_semantics(semantics)
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype {dtype}: float32 or float64 is needed")
     prepared = _prepare(graph, dtype, torch.device(device), semantics)
     if semantics is None:
         return prepared
@@ -126,16 +134,18 @@ def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
     box and the graph's constants.
 
     ``ValueError`` for shapes that do not fit, an empty box, another dtype, rows that are not finite, an unknown method
-    or semantics, and a graph that has not exactly one input and one output that depends on it; ``DomainError`` where
-    a box reaches points at which an operator has no value (it names the node).
+    or semantics, a ``memory`` that is too small for one row (it says what that needs), and a graph that has not
+    exactly one input and one output that depends on it; ``DomainError`` where a box reaches points at which an operator
+    has no value (it names the node); ``TypeError`` for an argument of another kind.
     """
-    _check_options(method, semantics)
+    _check_arguments(graph, box, rows, keep)
+    _check_options(method, semantics, memory)
     differentiable = semantics is None and method.differentiable and torch.is_grad_enabled()
     region, ball = (box.box(), box) if isinstance(box, LpBall) else (box, None)
     with _arithmetic(semantics, differentiable):
         ready = graph if isinstance(graph, Prepared) else None
         if ready is None:
-            assert isinstance(graph, Graph)
+            assert isinstance(graph, Graph)  # checked above
             wanted = graph if node is None else replace(graph, outputs=(_existing(graph, node),))
             ready = _prepare(wanted, region.lower.dtype, region.lower.device, semantics)
         elif ready.semantics != semantics:
@@ -161,16 +171,19 @@ def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
     return Bounds(*found.ends, semantics, intervals, found.slopes, target, method)
 
 
-def margins(graph: Graph, label: int) -> Tensor:
+def margins(graph: Graph | Prepared, label: int) -> Tensor:
     """Rows ``[C - 1, *output shape]`` for ``compute_bounds``: ``output[label] - output[c]`` for every other class c.
 
     The C classes are the elements of the output in order. Where every lower bound is positive, the graph has the class
     ``label`` everywhere in the box. ``ValueError`` for a label that the output does not have.
     """
+    graph = graph.graph if isinstance(graph, Prepared) else graph
+    _check_graph(graph)
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ValueError(f"bounds need one input and one output, not {len(graph.inputs)} and {len(graph.outputs)}")
     shape = graph.nodes[graph.outputs[0]].shape
     classes = int(torch.Size(shape).numel())
+    label = operator.index(label)
     if not 0 <= label < classes:
         raise ValueError(f"label {label}: the output has {classes} elements, 0 to {classes - 1}")
     rows = -torch.eye(classes, dtype=torch.float64)
@@ -186,10 +199,10 @@ def _arithmetic(semantics: Semantics | None, differentiable: bool) -> Iterator[N
 
 
 def _prepare(graph: Graph, dtype: torch.dtype, device: torch.device, semantics: Semantics | None) -> Prepared:
-    for index, constant in graph.constants.items():
+    for place, constant in graph.constants.items():
         value = constant.value
         if value.is_floating_point() and not bool(torch.isfinite(value.sum())) and not bool(value.isfinite().all()):
-            raise ValueError(f"{_called(graph, index)} is a constant with NaN or infinity")
+            raise ValueError(f"{_called(graph, place)} is a constant with NaN or infinity")
     if semantics is None:
         return Prepared(graph, plans.prepare(graph, dtype, device), None)
     given = machine.stored(graph) if semantics == "float32" else graph
@@ -197,19 +210,46 @@ def _prepare(graph: Graph, dtype: torch.dtype, device: torch.device, semantics: 
     return Prepared(graph, replace(plan, machine=machine.SINGLE) if semantics == "float32" else plan, semantics)
 
 
-def _called(graph: Graph, index: int) -> str:
-    node = graph.nodes[index]
-    return f"node {index} ({type(node.op).__name__}{f', {node.name!r}' if node.name else ''})"
+def _called(graph: Graph, place: int) -> str:
+    node = graph.nodes[place]
+    return f"node {place} ({type(node.op).__name__}{f', {node.name!r}' if node.name else ''})"
 
 
-def _check_options(method: Method, semantics: Semantics | None) -> None:
-    if not isinstance(method, Method):
-        raise ValueError(f"method {method!r}: the known ones are Interval(), Forward(), Crown(), Alpha(steps=20)")
+def _check_graph(graph: object) -> None:
+    if not isinstance(graph, Graph):
+        raise TypeError(
+            f"bounds are computed of a Graph, not of a {type(graph).__name__}: bounds.trace(module, example) reads a "
+            "torch module, verifier.load(path) an ONNX model"
+        )
+
+
+def _check_arguments(graph: object, box: object, rows: object, keep: object) -> None:
+    """Raise ``TypeError`` for an argument of another kind, before it fails somewhere inside."""
+    _check_graph(graph.graph if isinstance(graph, Prepared) else graph)
+    if not isinstance(box, Box | LpBall):
+        raise TypeError(f"the region is a {type(box).__name__}: Box(lower, upper), Box.around(x, radius) or an LpBall")
+    if rows is not None and not isinstance(rows, Tensor):
+        raise TypeError(f"rows are a {type(rows).__name__}: a tensor [R, *output shape] is needed")
+    if not isinstance(keep, Sequence) or isinstance(keep, str):
+        raise TypeError(f"keep={keep!r}: a sequence of node ids is needed")
+
+
+def _check_semantics(semantics: object) -> None:
     if semantics not in _SEMANTICS:
         raise ValueError(f"semantics {semantics!r}: the known ones are {', '.join(map(repr, _SEMANTICS))}")
 
 
+def _check_options(method: Method, semantics: Semantics | None, memory: int | None) -> None:
+    if not isinstance(method, Method):
+        raise ValueError(f"method {method!r}: the known ones are Interval(), Forward(), Crown(), Alpha(steps=20)")
+    _check_semantics(semantics)
+    if memory is not None and (not isinstance(memory, int) or memory < 1):
+        raise ValueError(f"memory {memory!r}: a whole number of bytes is needed")
+
+
 def _existing(graph: Graph, node: int) -> int:
+    if not isinstance(node, int):
+        raise TypeError(f"node {node!r}: nodes are given by id, a whole number (graph.nodes[id].name is a name)")
     if not 0 <= node < len(graph.nodes):
         raise ValueError(f"node {node}: the graph has nodes 0 to {len(graph.nodes) - 1}")
     if not graph.variable[node]:
@@ -225,14 +265,16 @@ def _check_box(ready: Prepared, box: Box) -> None:
     wanted, given = plan.graph.nodes[plan.input].shape, tuple(box.lower.shape)
     if given[1:] != wanted:
         raise ValueError(f"boxes of shape {given} for an input of shape {wanted}: expected (N, {str(wanted)[1:]}")
-    if box.lower.dtype not in (torch.float32, torch.float64) or box.upper.dtype != box.lower.dtype:
+    if box.lower.dtype not in _DTYPES or box.upper.dtype != box.lower.dtype:
         raise ValueError(f"a box of {box.lower.dtype} and {box.upper.dtype}: both ends must be float32 or float64")
     if box.lower.device.type != plan.device.type:
         raise ValueError(f"a box on {box.lower.device}, and a graph prepared on {plan.device}")
-    empty = box.empty()
-    if bool(empty.any()):
-        found = empty.nonzero().flatten().tolist()
-        raise ValueError(f"box {found[0]} is empty (lower > upper), and {len(found) - 1} more")
+    if not box.size:
+        raise ValueError("no boxes: N, their leading dimension, is 0")
+    found = box.empty().nonzero().flatten().tolist()
+    if found:
+        more = f", and so are {len(found) - 1} more" if found[1:] else ""
+        raise ValueError(f"box {found[0]} is empty (lower > upper){more}")
 
 
 def _check_rows(plan: Plan, rows: Tensor) -> Tensor:
@@ -247,10 +289,10 @@ def _check_rows(plan: Plan, rows: Tensor) -> Tensor:
 
 def _check_result(plan: Plan, state: State, crossed: Tensor, semantics: Semantics | None) -> None:
     """Raise where an operator has no value somewhere, and where proven bounds cross."""
-    for index in sorted(plan.relaxed):
-        node = plan.graph.nodes[index]
+    for place in sorted(plan.relaxed):
+        node = plan.graph.nodes[place]
         operands = [
-            state.bounds[i] if c is None else (c, c) for i, c in zip(node.inputs, plan.operands[index], strict=True)
+            state.bounds[i] if c is None else (c, c) for i, c in zip(node.inputs, plan.operands[place], strict=True)
         ]
         outside = node.op.outside(operands)
         if outside is not None and bool(outside.any()):
@@ -260,7 +302,7 @@ def _check_result(plan: Plan, state: State, crossed: Tensor, semantics: Semantic
                 for low, high, k in ((*o, min(first, o[0].shape[0] - 1)) for o in operands)
             )
             raise DomainError(
-                f"{_called(plan.graph, index)} has no value on part of box {first}: its operands reach {ends}; "
+                f"{_called(plan.graph, place)} has no value on part of box {first}: its operands reach {ends}; "
                 "bounds need a smaller box, or a network without it"
             )
     if semantics is not None and bool(crossed.any()):

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bounds.ascent import OUTER, Asked, decide, optimise, optimised
+from bounds.ascent import OUTER, Asked, decide, optimise
 from bounds.backward import LinearBounds, State, backward
 from bounds.box import Box, LpBall
 from bounds.concretize import concretize
@@ -26,6 +26,7 @@ from bounds.ops.base import Interval as Ends
 from bounds.ops.base import Parameters
 from bounds.plan import Plan, prepare
 from bounds.propagate import Tighten, chunk_rows, crown, propagate
+from bounds.shared import optimised_within_memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,11 +217,15 @@ class Alpha(Method):
     start: Mapping[int, Parameters] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.steps, int):
+            raise TypeError(f"Alpha takes a whole number of steps, not {self.steps!r}")
+        if self.start is not None and not isinstance(self.start, Mapping):
+            raise TypeError(f"start={self.start!r}: the slopes of earlier bounds are needed (found.slopes)")
         if self.steps < 1:
             raise ValueError(f"Alpha takes at least one step, not {self.steps}: Crown() takes none")
 
     def state(self, start: Start) -> tuple[State, Tensor]:
-        return start.propagated(optimised(_search(start.plan, start.search), self.steps))
+        return start.propagated(optimised_within_memory(_search(start.plan, start.search), self.steps))
 
     def bound(self, target: Target) -> Found:
         results = list(self._walks(target))

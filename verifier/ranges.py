@@ -17,7 +17,7 @@ import torch
 from bounds import Bounds, Box, Crown, DomainError, LpBall, compute_bounds, margins
 from verifier.errors import InputError, UnsupportedError
 from verifier.property.numbers import exact, rank
-from verifier.regions import Number, fitting
+from verifier.regions import Number, exact_range, fitting
 
 if TYPE_CHECKING:
     from bounds.compute import Method
@@ -95,7 +95,7 @@ def ball(
     if radius < 0:
         raise InputError(f"epsilon: {epsilon} is negative")
     points = several(x, network)
-    limits = None if data_range is None else tuple(exact(v, "data range") for v in data_range)
+    limits = None if data_range is None else exact_range(data_range)
     _inside(points, limits)
     shape = (len(points), *network.inputs[0].shape)
     if norm == "inf":
@@ -139,9 +139,7 @@ def _interval(limits: tuple[Fraction, ...]) -> str:
     return f"[{limits[0]}, {limits[1]}]"
 
 
-def _around(
-    points: np.ndarray, radius: Fraction, limits: tuple[Fraction, ...] | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _around(points: np.ndarray, radius: Fraction, limits: tuple[Fraction, ...] | None) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the exact intervals, rounded outward."""
     values, inverse = np.unique(points, return_inverse=True)
     ends = [(Fraction(v) - radius, Fraction(v) + radius) for v in values.tolist()]

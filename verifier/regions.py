@@ -50,7 +50,7 @@ def robustness(
     centres = [Fraction(v) for v in values.tolist()]
     lows, highs = [c - radius for c in centres], [c + radius for c in centres]
     if data_range is not None:
-        low, high = (exact(v, "data range") for v in data_range)
+        low, high = exact_range(data_range)
         lows, highs = [max(v, low) for v in lows], [min(v, high) for v in highs]
         outside = next((c for c, a, b in zip(centres, lows, highs, strict=True) if a > b), None)
         if outside is not None:
@@ -58,6 +58,14 @@ def robustness(
                 f"the point has an element {float(outside)} that is outside the data range [{low}, {high}]"
             )
     return _query(network, ([lows[i] for i in inverse], [highs[i] for i in inverse]), label, point)
+
+
+def exact_range(data_range: tuple[Number, Number]) -> tuple[Fraction, Fraction]:
+    """The ends of a range as exact numbers. Raises ``InputError`` where they are crossed."""
+    low, high = (exact(v, "data range") for v in data_range)
+    if low > high:
+        raise InputError(f"data range: the low end {low} is above the high end {high}")
+    return low, high
 
 
 def from_box(

@@ -201,6 +201,50 @@ def test_what_is_unknown_is_refused_with_what_is_known() -> None:
         compute_bounds(broken, boxes)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"node": "out"}, "node 'out': nodes are given by id"),
+        ({"keep": 3}, "keep=3: a sequence of node ids"),
+        ({"rows": [[1.0, 0.0]]}, "rows are a list: a tensor"),
+        ({"graph": torch.nn.Linear(3, 2)}, r"not of a Linear: bounds\.trace\(module, example\)"),
+        ({"box": torch.zeros(1, 3)}, "the region is a Tensor"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        compute_bounds(**{"graph": network(), "box": box(), **options})
+
+
+def test_values_that_make_no_sense_are_refused() -> None:
+    graph, boxes = network(), box()
+    for memory in (0, 1e9, "1G"):
+        with pytest.raises(ValueError, match="a whole number of bytes"):
+            compute_bounds(graph, boxes, memory=memory)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no boxes"):
+        compute_bounds(graph, boxes.take(torch.tensor([], dtype=torch.long)))
+    with pytest.raises(ValueError, match="semantics 'reel'"):
+        prepare(graph, semantics="reel")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"dtype torch\.float16"):
+        prepare(graph, torch.float16)
+    with pytest.raises(TypeError, match="whole number of steps"):
+        Alpha(steps=2.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="start=3"):
+        Alpha(start=3)  # type: ignore[arg-type]
+
+
+def test_a_box_around_a_point() -> None:
+    x = torch.tensor([0.5, 2.0])
+    with pytest.raises(ValueError, match="negative"):
+        Box.around(x, -0.1)
+    with pytest.raises(TypeError, match="radius '1/50'"):
+        Box.around(x, "1/50")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="x is a ndarray"):
+        Box.around(x.numpy(), 0.1)  # type: ignore[arg-type]
+    assert Box.around(x, 0.1, within=(0, 1)).empty().tolist() == [True]  # and not the point 1, which is not near 2
+    assert Box.around(x, 1.0, within=(0, 1)).upper.tolist() == [[1.0, 1.0]]
+
+
 def test_memory_changes_no_bound() -> None:
     graph, boxes = network(), box()
     usual, little = compute_bounds(graph, boxes), compute_bounds(graph, boxes, memory=40_000)

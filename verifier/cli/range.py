@@ -36,14 +36,20 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--method", choices=METHODS, default="crown", help="how bounds are computed (default: crown)")
-    parser.add_argument("--steps", type=options.count, default=20, metavar="N", help="ascent steps of --method alpha")
-    parser.add_argument("--semantics", choices=("real", "float32"), default="real",
-                        help="what the bounds hold for: exact arithmetic over the stored weights (default), or also "
-                        "every way to compute the model in float32")
-    parser.add_argument("--output", type=Path, metavar="FILE.npz",
-                        help="write the arrays lower and upper, one entry a region")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON; - for stdout, in place of "
-                        "the table")
+    parser.add_argument("--steps", type=options.count, metavar="N", help="ascent steps of --method alpha (default: 20)")
+    parser.add_argument(
+        "--semantics",
+        choices=("real", "float32"),
+        default="real",
+        help="what the bounds hold for: exact arithmetic over the stored weights (default), or also "
+        "every way to compute the model in float32",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.npz", help="write the arrays lower and upper, one entry a region"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the result as JSON; - for stdout, in place of the table"
+    )
     options.add_range_options(parser)
     options.add_size_limit(parser)
     parser.add_argument("--device", type=options.device, default="auto", help="auto (default), cpu, cuda or cuda:N")
@@ -82,6 +88,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("a region is needed: one of --input FILE, --data FILE.npz (with --epsilon R), --box FILE.npz")
     if (arguments.mean is None) != (arguments.std is None):
         raise InputError("--mean and --std belong together")
+    if arguments.steps is not None and arguments.method != "alpha":
+        raise InputError(f"--steps goes with --method alpha: {arguments.method} takes no steps")
     if given == ["box"]:
         if arguments.epsilon is not None or arguments.data_range is not None:
             raise InputError("--epsilon and --data-range go with --input and --data; a box has its bounds already")
@@ -133,7 +141,7 @@ def _method(arguments: argparse.Namespace) -> Method:
         case "forward":
             return Forward()
         case "alpha":
-            return Alpha(steps=arguments.steps)
+            return Alpha() if arguments.steps is None else Alpha(steps=arguments.steps)
         case _:
             return Crown()
 
@@ -175,8 +183,10 @@ def _record(arguments: argparse.Namespace, found: Bounds, names: list[str], seco
     from verifier.report.result import number
 
     lower, upper = (_numbers(ends) for ends in (found.lower, found.upper))
-    region = {name: getattr(arguments, name) for name in ("input", "data", "box", "epsilon", "norm", "data_range",
-                                                          "mean", "std", "label")}
+    region = {
+        name: getattr(arguments, name)
+        for name in ("input", "data", "box", "epsilon", "norm", "data_range", "mean", "std", "label")
+    }
     return {
         "schema": SCHEMA,
         "verifier": __version__,
