@@ -17,6 +17,9 @@ from bounds import aten_layers as layers
 from bounds.aten_call import Call, Entry, Ref, Value
 from bounds.ops import readers
 
+_LEAST_THRESHOLD = 20
+"""Of softplus: from here on its distance from the identity is lost in float32."""
+
 
 def _same(call: Call) -> Value:
     value = call["self"] if "self" in call.arguments else call["input"]
@@ -46,8 +49,16 @@ def _unary(operator: str, **attributes: Any) -> Entry:
     return lambda call: call.make(operator, call["self"], **attributes)
 
 
+def _round(call: Call) -> Value:
+    if call.get("decimals", 0):
+        raise call.refuse(f"rounding to {call['decimals']} decimals")
+    return call.make("Round", call["self"])
+
+
 def _scaled_sum(operator: str) -> Entry:
     def entry(call: Call) -> Value:
+        if call.dtype == torch.bool:
+            raise call.refuse("a sum of booleans, which is their disjunction: convert them to numbers first")
         other = call.tensor(call["other"])
         if call.get("alpha", 1) != 1:
             other = call.make("Mul", call.tensor(call["alpha"]), other)
@@ -123,7 +134,9 @@ def _silu(call: Call) -> Value:
 
 def _softplus(call: Call) -> Value:
     """Beyond its threshold torch returns x, which differs by less than half a unit in the last place of float32."""
-    beta = call.get("beta", 1)
+    beta, threshold = call.get("beta", 1), call.get("threshold", 20)
+    if threshold < _LEAST_THRESHOLD:
+        raise call.refuse(f"softplus with threshold {threshold}, a function with a jump: {_LEAST_THRESHOLD} is usual")
     if beta == 1:
         return call.make("Softplus", call["self"])
     factor = call.tensor(float(beta))
@@ -224,6 +237,8 @@ def _reduction(operator: str) -> Entry:
     def entry(call: Call) -> Value:
         rank, dims = len(call.size("self")), call.get("dim")
         dims = [dims] if isinstance(dims, int) else dims
+        if call.input_dtype.is_floating_point and not call.dtype.is_floating_point:
+            raise call.refuse(f"a reduction of numbers converted to {call.dtype}")
         axes = sorted({d % rank for d in dims}) if dims else list(range(rank))
         return call.make(operator, call["self"], call.integers(*axes), keepdims=int(call.get("keepdim", False)))
 
@@ -247,7 +262,7 @@ _UNARY = MappingProxyType(
     {
         "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "abs": "Abs", "neg": "Neg", "exp": "Exp", "log": "Log",
         "sqrt": "Sqrt", "sin": "Sin", "cos": "Cos", "erf": "Erf", "reciprocal": "Reciprocal", "sign": "Sign",
-        "floor": "Floor", "ceil": "Ceil", "round": "Round", "hardswish": "HardSwish", "selu": "Selu", "mish": "Mish",
+        "floor": "Floor", "ceil": "Ceil", "hardswish": "HardSwish", "selu": "Selu", "mish": "Mish",
     }
 )  # fmt: skip
 
@@ -257,12 +272,13 @@ _COMPARISONS = MappingProxyType(
 
 
 def _compare(operator: str) -> Entry:
-    """With a tensor, or with a number as float32 or float64 holds it."""
+    """With a tensor, or with a number in the type in which torch compares the two."""
 
     def entry(call: Call) -> Value:
         other = call["other"]
         if not isinstance(other, Ref):
-            other = call.constant(torch.tensor(other, dtype=call.input_dtype))
+            kind = torch.result_type(torch.empty(1, dtype=call.input_dtype), other)
+            other = call.constant(torch.tensor(other, dtype=kind))
         return call.make(operator, call["self"], other)
 
     return entry
@@ -307,6 +323,7 @@ TABLE: Mapping[str, Entry] = MappingProxyType(
         "aten.gelu": _gelu,
         "aten.silu": _silu,
         "aten.softplus": _softplus,
+        "aten.round": _round,
         "aten.hardsigmoid": _unary("HardSigmoid", alpha=1 / 6, beta=0.5),
         "aten.softmax": _softmax("Softmax"),
         "aten._softmax": _softmax("Softmax"),

@@ -262,3 +262,31 @@ def test_attention() -> None:
     example = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(1))
     graph = traced(module, example)
     bounded(module, graph, example, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: torch.round(x, decimals=1), "1 decimals"),
+        (lambda x: functional.softplus(x, threshold=1.0), "threshold 1"),
+        (lambda x: torch.where((x > 0) + (x > 0.5), x, -x), "a sum of booleans"),
+    ],
+)
+def test_what_looks_the_same_at_zero_is_refused(function: Callable[[Tensor], Tensor], reason: str) -> None:
+    """An example of zeros tells none of these from what is usual."""
+    with pytest.raises(TraceError, match=reason):
+        trace(Function(function), torch.zeros(1, 4))
+
+
+def test_counts_and_booleans_are_compared_in_the_type_that_torch_takes() -> None:
+    module = Function(
+        lambda x: torch.cat(
+            [
+                ((x > 0) > 0.5) * 1.0,
+                torch.where((x > 0).sum(-1, keepdim=True) >= 0.5, x, -x),
+                torch.where((x > 0).sum(-1, keepdim=True) == 1.5, x, -x),
+            ],
+            1,
+        )
+    )
+    traced(module, torch.zeros(1, 4))
