@@ -291,9 +291,7 @@ def _check_result(plan: Plan, state: State, crossed: Tensor, semantics: Semantic
     """Raise where an operator has no value somewhere, and where proven bounds cross."""
     for place in sorted(plan.relaxed):
         node = plan.graph.nodes[place]
-        operands = [
-            state.bounds[i] if c is None else (c, c) for i, c in zip(node.inputs, plan.operands[place], strict=True)
-        ]
+        operands = plan.ends(place, state.bounds)
         outside = node.op.outside(operands)
         if outside is not None and bool(outside.any()):
             first = int(flat(outside).any(1).nonzero()[0])

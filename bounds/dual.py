@@ -145,8 +145,7 @@ def by_rows(plan: Plan, state: State, owner: Tensor | None) -> State:
 
 def operands(plan: Plan, state: State, node: int) -> list[Ends]:
     """Both ends of each operand of a relaxed node; constants as they are."""
-    inputs = zip(plan.graph.nodes[node].inputs, plan.operands[node], strict=True)
-    return [state.bounds[i] if c is None else (c, c) for i, c in inputs]
+    return plan.ends(node, state.bounds)
 
 
 def with_slopes(plan: Plan, state: State, slopes: Slopes) -> State:

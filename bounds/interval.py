@@ -56,14 +56,12 @@ def search_intervals(plan: Plan, box: Box) -> dict[int, Interval]:
     """Intervals of all nodes without error terms, by id, and nothing else: the quick way where no lines are wanted."""
     bounds: dict[int, Interval] = {plan.input: (box.lower, box.upper)}
     for node in plan.graph.nodes:
-        constants = plan.operands.get(node.id)
-        if constants is None:
+        if node.id not in plan.operands:
             continue
         if node.id in plan.magnitudes:
             low, high = _around(plan, node, bounds)
         else:
-            operands = [bounds[i] if c is None else (c, c) for i, c in zip(node.inputs, constants, strict=True)]
-            low, high = node.op.interval(operands, None)
+            low, high = node.op.interval(plan.ends(node.id, bounds), None)
             if isinstance(node.op, PiecewiseLinear | Reshape):  # NaN does not arise
                 bounds[node.id] = low, high
                 continue

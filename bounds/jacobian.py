@@ -136,9 +136,7 @@ def derivative_ranges(plan: Plan, bounds: Mapping[int, Interval]) -> dict[int, t
     failures: list[str] = []
     for index in sorted(plan.relaxed):
         node = plan.graph.nodes[index]
-        constants = plan.operands[index]
-        operands = [bounds[i] if c is None else (c, c) for i, c in zip(node.inputs, constants, strict=True)]
-        op = node.op
+        operands, op = plan.ends(index, bounds), node.op
         try:
             if not isinstance(op, Nonlinear):
                 raise NoDerivativeError(f"{type(op).__name__} has no derivative")

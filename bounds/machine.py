@@ -71,7 +71,7 @@ def roundoff(plan: Plan, node: Node, bounds: Mapping[int, Interval]) -> Tensor |
         ]
         return plan.machine.computed(count, node.op.absolute(*sizes))[0]
     assert isinstance(node.op, Nonlinear)
-    operands = [bounds[i] if c is None else (c, c) for i, c in zip(node.inputs, constants, strict=True)]
+    operands = plan.ends(node.id, bounds)
     try:
         error = node.op.roundoff(operands, node.op.interval(operands, plan.rounding), plan.machine)
     except UnsupportedOperatorError as lacking:

@@ -1,9 +1,8 @@
 """A graph made ready for bounding in one dtype: what does not depend on the boxes, computed once.
 
-For an affine node that is its constant part (``offset``, the value at zero variables) and two copies of its
-constants: absolute values, and absolute values weighted by what rounding and inexact constants can add. With them
-the error of a whole backward or forward step over the node is one more evaluation of the same operator on the sizes
-of its operands (see ``charge`` in ``interval.py``).
+For an affine node that is its constant part (``offset``, the value at zero variables), and beside its constants their
+absolute values and error bounds. With them the error of a whole backward or forward step over the node is one more
+evaluation of the same operator on the sizes of its operands (``affine_charge`` in ``interval.py``).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bounds.graph import Const, Graph, Input, Node
-from bounds.ops.base import Affine, UnsupportedOperatorError
+from bounds.ops.base import Affine, Interval, UnsupportedOperatorError
 from bounds.rounding import Rounding
 
 KEPT_MAGNITUDES = 1 << 23
@@ -63,6 +62,11 @@ class Plan:
     def output(self) -> int:
         """Id of the output node."""
         return self.graph.outputs[0]
+
+    def ends(self, node: int, bounds: Mapping[int, Interval]) -> list[Interval]:
+        """Both ends of each operand of a variable node; constants as they are."""
+        given = zip(self.graph.nodes[node].inputs, self.operands[node], strict=True)
+        return [bounds[i] if c is None else (c, c) for i, c in given]
 
     def restricted(self, nodes: Collection[int], output: int) -> Plan:
         """The plan of what these nodes depend on alone, with ``output`` as the output; ids stay as they are."""
