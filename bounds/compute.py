@@ -126,7 +126,7 @@ def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
     bounds see the box around a ball). ``node`` (an id) bounds that node in place of the output. With ``rows``
     ``[R, *shape]`` (exact numbers too) the forms ``sum rows[r] * output`` are bounded in place of the output. ``keep``
     names further nodes whose bounds are wanted as tight as the output's. ``memory`` limits the bytes that coefficient
-    rows take at once; it changes the time, not the result.
+    rows take at once; it changes the time, and with ``Alpha`` rows of a wide layer may have to share parameters.
 
     Guarantees ``lower <= f(x) <= upper`` for every x in the box; with ``semantics="real"`` (computed in float64 with
     error terms) in exact real arithmetic over the stored weights, with None (computed in the box's dtype, or the
