@@ -45,6 +45,7 @@ from bounds.dual import (
 )
 from bounds.layouts import Selection, flat
 from bounds.ops.base import Interval, Nonlinear, Parameters
+from bounds.ops.simplex import OnSimplex
 from bounds.plan import Plan
 from bounds.propagate import Tighten, chunk_rows
 
@@ -223,6 +224,8 @@ def primal(plan: Plan, state: State, target: int, trace: Mapping[int, Tensor], c
         variables = [o for o, c in zip(inputs, constants, strict=True) if c is None]
         below, above = (node.op.along(line.slopes, variables) + line.offset for line in (lower, upper))
         values[node.id] = torch.where(rows > 0, below, above)
+        if isinstance(node.op, OnSimplex):
+            values[node.id] = node.op.completed(values[node.id], rows)
     return values
 
 

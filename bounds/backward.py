@@ -23,6 +23,7 @@ from bounds.box import Box, LpBall
 from bounds.graph import Node
 from bounds.layouts import Dense, Owner, Places, Rows, Selection, Windows, flat, is_image, total
 from bounds.ops.base import Affine, Interval, Line, Nonlinear, Relaxation
+from bounds.ops.simplex import OnSimplex
 from bounds.plan import Plan
 
 if TYPE_CHECKING:
@@ -192,6 +193,8 @@ def steps(walk: Walk, target: int, last: int) -> Iterator[Node]:
             assert isinstance(node.op, Nonlinear)
             if not (walk.mirrored and node.op.elementwise and parallel(walk.state.relaxations[index])):
                 walk.spread()
+            if isinstance(node.op, OnSimplex):
+                _recentre(walk, node, node.op)
             yield node
             _over_relaxed(walk, node, walk.rows.pop(index))
         elif index in plan.affine:
@@ -322,6 +325,22 @@ def _over_relaxed(walk: Walk, node: Node, rows: Rows) -> None:
     variables = [i for i, c in zip(node.inputs, plan.operands[node.id], strict=True) if c is None]
     for source, below, above in zip(variables, lower.slopes, upper.slopes, strict=True):
         walk.receive(source, rows.scaled(walk.owner, positive, below, above))
+
+
+def _recentre(walk: Walk, node: Node, op: OnSimplex) -> None:
+    """Take a number from the coefficients of results that sum to 1, by the gaps of their lines at the middle."""
+    (low, high), relaxation = walk.state.bounds[node.inputs[0]], walk.state.relaxations[node.id]
+    middle = [low / 2 + high / 2]
+    below, above = (op.along(x.slopes, middle) + x.offset for x in (relaxation.lower[0], relaxation.upper[0]))
+    rows = walk.rows[node.id].dense(node.shape)
+    if walk.plan.machine is not None:  # the machine's results do not sum to 1: what they are off by counts as it was
+        walk.charge(node.id, Dense(rows))
+    gaps = torch.nan_to_num((above - below).clamp(min=0), nan=1.0, posinf=1.0)
+    moved, mu = (v.reshape(rows.shape[0], -1) for v in op.recentred(*walk.owner.of(rows=rows, values=gaps)))
+    walk.rows[node.id] = Dense(moved.reshape(rows.shape))
+    walk.contribute(mu.sum(1))
+    if walk.plan.rounding is not None:
+        walk.error = walk.error + op.recentring_error(moved.reshape(rows.shape), mu, walk.plan.rounding)
 
 
 def parallel(relaxation: Relaxation) -> bool:

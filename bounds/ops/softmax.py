@@ -10,6 +10,8 @@ the second because ``log s <= s / S + log S - 1`` and because ``exp(v - M) / S -
 through one sum, so a walk over K results costs K and not K^2. Softmax adds a line of exp around z, with any slope m:
 with the chords of exp as q the lower line is the tangent of ``exp(x_k) / sum of chords``, and the upper one is the
 chord of exp at a tangent of ``x_k - L(x)`` (Wei et al., Convex bounds on the softmax function, AISTATS 2023).
+Before these lines a walk uses that results sum to 1 (``simplex.py``). ``Exp`` of a ``LogSoftmax`` is the decomposed way
+to compare with: about as tight, but slower, and without the sum.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from bounds.ops.base import (
     Shape,
 )
 from bounds.ops.shaping import reshape
+from bounds.ops.simplex import OnSimplex
 from bounds.rounding import Rounding
 
 _ELEMENTS = 1 << 22
@@ -125,7 +128,7 @@ class LogSoftmax(_Normalised):
 
 
 @dataclass(frozen=True, slots=True)
-class Softmax(_Normalised):
+class Softmax(OnSimplex, _Normalised):
     """``exp(x_k) / sum_j exp(x_j)`` over ``axis`` (negative)."""
 
     axis: int

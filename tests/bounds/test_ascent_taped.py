@@ -31,6 +31,7 @@ from bounds.ops.gemm import Gemm
 from bounds.ops.piecewise import Abs
 from bounds.ops.relu import Relu
 from bounds.ops.shaping import Reshape
+from bounds.ops.softmax import Softmax
 from bounds.ops.sshape import Sigmoid
 from bounds.plan import Plan, prepare
 from bounds.propagate import crown, propagate
@@ -79,6 +80,7 @@ CASES = [
         ("exp", chain(Exp(), 0.3), 0.3),
         ("max", chain(Max(), 0.5), 0.4),
         ("product", chain(Product(), 0.5), 0.3),
+        ("softmax", chain(Softmax(-1)), 0.4),
         ("image relu", image(Relu()), 0.3),
         ("image sigmoid", image(Sigmoid()), 0.5),
     )
@@ -183,6 +185,8 @@ def test_gradients_equal_those_of_a_tape(graph: Graph, radius: float) -> None:
     mine, theirs = (torch.where(free, g, 0.0)[:, :-weights] for g in (found, expected))
     assert int((theirs != 0).sum()) > 20
     assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-11 * float(theirs.abs().max()))
+    if any(isinstance(node.op, Softmax) for node in graph.nodes):
+        return  # there is one way only
     with torch.no_grad():
         network = Condensed(asked.plan, asked.state)
         compact = CondensedRows.of(network, network.rays(asked.node, asked.rows))

@@ -144,6 +144,21 @@ def test_small_boxes_are_tight() -> None:
         assert bool((found.upper - found.lower <= share * truth).all())
 
 
+def test_results_of_a_softmax_sum_to_one() -> None:
+    """So equal coefficients give a constant, and those of any row count by how far they lie apart."""
+    build = Builder()
+    mixed = read(build, "Softmax", [build.input((4,))], axis=-1)
+    graph = build.finish([mixed])
+    centre = torch.tensor([[0.5, -0.25, 1.0, 2.0]], dtype=torch.float64)
+    box = Box(centre - 0.5, centre + 0.5)
+    rows = torch.tensor([[1e6] * 4, [1e6, 1e6, 1e6 + 1, 1e6 - 1], [0.0, 0.0, 1.0, -1.0]], dtype=torch.float64)
+    found = compute_bounds(graph, box, Crown(), rows=rows)
+    low, high = found.lower[0], found.upper[0]
+    assert float(low[0]) <= 1e6 <= float(high[0])
+    assert float(high[0] - low[0]) < 1e-7
+    assert bool((high - low)[1] < 1.5 * (high - low)[2])
+
+
 def test_one_node_times_itself_is_a_square() -> None:
     build = Builder()
     x = build.input((3,))
