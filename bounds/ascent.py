@@ -47,9 +47,9 @@ from bounds.layouts import Selection, flat
 from bounds.ops.base import Interval, Nonlinear, Parameters
 from bounds.ops.simplex import OnSimplex
 from bounds.plan import Plan
-from bounds.propagate import Tighten, chunk_rows
+from bounds.propagate import Tighten, chunk_rows, crown, open_rows
 
-INNER = Pace(20, rate=0.4, decay=0.95, patience=6, least=0.02)
+INNER = Pace(20, rate=0.4, decay=0.95, patience=4, least=0.1)
 """How inner neurons ascend: large steps, and no more once a neuron gains little."""
 OUTER = Pace(20, rate=0.4, decay=0.95)
 """How what is asked for ascends."""
@@ -320,7 +320,8 @@ def decide(asked: Asked, found: Found) -> tuple[LinearBounds, Tensor]:
 
 def optimised(search: Plan, steps: int, until: float = math.inf) -> Tighten:
     """A ``Tighten`` that lets every row ascend for itself in the plan ``search`` (no error terms), then decides with
-    one walk of the given plan. Elements whose sign is all that matters stop when it is known.
+    one walk of the given plan. Elements whose sign is all that matters stop when it is known; those that a usual walk
+    of the given plan settles do not ascend.
 
     Rows whose turn comes after ``until`` (``time.monotonic()``) are left as they are (-inf: nothing gained).
     """
@@ -332,27 +333,28 @@ def optimised(search: Plan, steps: int, until: float = math.inf) -> Tighten:
             known.clear()
             seen[:] = [state.bounds]
         rough = state if plan is search else recast(search, state)
+        goal, count = (0.0 if sign_decides(search, node) else None), units.count()
+        rows = torch.arange(count, device=plan.device)
         result = torch.full((owner.shape[0],), -torch.inf, dtype=plan.dtype, device=plan.device)
-        goal = 0.0 if _sign_decides(search, node) else None
-        count = owner.shape[0] // 2 if units.mirrored else owner.shape[0]
-        size = max(1, chunk_rows(plan, node) // (2 if units.mirrored else 1))
-        for first in range(0, count, size):
-            if time.monotonic() > until:
+        if goal is not None and units.mirrored:  # most signs are known by walks that are cheaper than those below
+            result = crown(plan, state, node, units, owner, until)
+            rows = open_rows(plan, state, node, units, owner, result)
+        for chosen in rows.split(max(1, chunk_rows(plan, node) // (2 if units.mirrored else 1))):
+            if time.monotonic() > until or not chosen.shape[0]:
                 break
-            part = torch.arange(first, min(first + size, count), device=plan.device)
-            part = torch.cat([part, part + count]) if units.mirrored else part
-            rows = units.take(slice(first, first + size))
-            cast = replace(rows, sign=rows.sign.to(search.dtype))
+            part, some = torch.cat([chosen, chosen + count]) if units.mirrored else chosen, units.take(chosen)
+            cast = replace(some, sign=some.sign.to(search.dtype))
             wish = Asked(search, rough, node, cast, owner[part])
             found = optimise(wish, pace, goal, known=known, keep=plan is not search)
-            proof = Asked(plan, state, node, rows, owner[part])
-            result[part] = found.bound if plan is search else decide(proof, found)[1]
+            proof = Asked(plan, state, node, some, owner[part])
+            bound = found.bound if plan is search else decide(proof, found)[1]
+            result[part] = torch.maximum(result[part], bound)
         return result
 
     return tighten
 
 
-def _sign_decides(plan: Plan, node: int) -> bool:
+def sign_decides(plan: Plan, node: int) -> bool:
     """Whether nothing is gained from better bounds of a node's elements once their sign is known."""
     readers = [op for k in plan.consumers[node] if isinstance(op := plan.graph.nodes[k].op, Nonlinear)]
     return bool(readers) and node != plan.output and all(op.through_origin for op in readers)

@@ -81,13 +81,14 @@ class Matrices(Link):
 @dataclass(frozen=True, slots=True, eq=False)
 class Operators(Link):
     """A link by the operators themselves, over whole nodes: ``nodes`` from the operand down, ``left`` says for each end
-    which flat elements are left (None: all)."""
+    which flat elements are left (None: all); ``fixed`` are the flat inputs, 0 where they are left (None: all are)."""
 
     plan: Plan
     operand: int
     nodes: tuple[int, ...]
     left: Mapping[int, Tensor | None]
     index: Tensor
+    fixed: Tensor | None
 
     @property
     def sources(self) -> Collection[int]:
@@ -98,10 +99,14 @@ class Operators(Link):
         walk = Pull(plan, {self.operand: self._wide(rows, self.operand, self.index)}, rows.new_zeros(rows.shape[0]))
         for node in self.nodes:
             walk.over(node)
+        if self.fixed is not None and plan.input in self.left:
+            walk.bias = torch.addmv(walk.bias, flat(walk.rows[plan.input]), self.fixed)
         return Rays({n: self._narrow(walk.rows[n], index) for n, index in self.left.items()}, walk.bias)
 
     def up(self, values: Mapping[int, Tensor]) -> Tensor:
         plan, full = self.plan, {n: self._wide(values[n], n, index) for n, index in self.left.items()}
+        if self.fixed is not None and plan.input in full:
+            full[plan.input] = full[plan.input] + self.fixed.reshape(plan.graph.nodes[plan.input].shape)
         for node in reversed(self.nodes):
             inputs = [full[i] if c is None else c for i, c in operands_of(plan, node)]
             full[node] = plan.graph.nodes[node].op.forward(*inputs)
@@ -141,11 +146,27 @@ class Stage:
 
 @dataclass(slots=True)
 class Condensed:
-    """The stages of one box (``state`` of one box), made as they are asked for."""
+    """The stages of one box (``state`` of one box), made as they are asked for.
+
+    ``varying``: flat places of the inputs that are left, those that are not ``fixed`` (None: all are left).
+    """
 
     plan: Plan
     state: State
     stages: dict[int, Stage] = field(default_factory=dict)
+    varying: Tensor | None = field(init=False, default=None)
+    fixed: Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        low, high = flat(self.state.box.lower)[0], flat(self.state.box.upper)[0]
+        free = high > low
+        if self.state.ball is None and not bool(free.all()):
+            self.varying, self.fixed = free.nonzero().flatten(), torch.where(free, 0.0, low)
+
+    def ends(self) -> Interval:
+        """The box of the inputs that are left, ``[1, inputs]``."""
+        low, high = flat(self.state.box.lower), flat(self.state.box.upper)
+        return (low, high) if self.varying is None else (low[:, self.varying], high[:, self.varying])
 
     @staticmethod
     def fits(plan: Plan) -> bool:
@@ -210,7 +231,7 @@ class Condensed:
             if node not in reached:
                 continue
             if node == plan.input:
-                left[node] = None
+                left[node] = self.varying
             elif node in plan.relaxed:
                 left[node] = self.stage(node).index
             else:
@@ -221,7 +242,7 @@ class Condensed:
         dense = units.index.shape[0] * sum(every if index is None else index.shape[0] for index in left.values())
         if dense <= DENSER * native or not nodes:
             return Matrices(self.rays(operand, units))
-        return Operators(plan, operand, tuple(nodes), left, units.index)
+        return Operators(plan, operand, tuple(nodes), left, units.index, self.fixed)
 
     def rays(self, target: int, rows: Selection | Tensor) -> Rays:
         """Rows of a node (unit rows, or ``[R, *shape]``) as functions of what is relaxed before it."""
@@ -235,12 +256,19 @@ class Condensed:
             if node not in walk.rows:
                 continue
             if node == plan.input:
-                parts[node] = flat(walk.rows.pop(node)).contiguous()
+                parts[node] = self._of_varying(flat(walk.rows.pop(node)), walk)
             elif node in plan.relaxed:
                 parts[node] = flat(walk.rows.pop(node))[:, self.stage(node).index]
             else:
                 walk.over(node)
         return Rays(parts, walk.bias)
+
+    def _of_varying(self, rows: Tensor, walk: Pull) -> Tensor:
+        """The columns of the inputs that are left; the others go into the bias."""
+        if self.varying is None or self.fixed is None:
+            return rows.contiguous()
+        walk.bias = torch.addmv(walk.bias, rows, self.fixed)
+        return rows.index_select(1, self.varying)
 
 
 @dataclass(slots=True)

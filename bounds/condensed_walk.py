@@ -44,7 +44,7 @@ class CondensedRows(Slope):
     """Lower bounds of R rows over one box as functions of the P parameters of the lines below them.
 
     ``order``: the stages from the last to the first; ``bounds``: least and greatest parameters ``[1, P]``. After a walk
-    ``corner`` ``[R, inputs]`` is where each row's line is least.
+    ``corner`` ``[R, inputs that vary]`` is where each row's line is least.
     """
 
     network: Condensed
@@ -115,9 +115,9 @@ class CondensedRows(Slope):
         state = self.network.state
         count = bias.shape[0]
         if rows is None:
-            rows = bias.new_zeros((count, state.box.lower[0].numel()))
+            rows = bias.new_zeros((count, self.network.ends()[0].shape[1]))
         if state.ball is None:
-            low, high = flat(state.box.lower), flat(state.box.upper)
+            low, high = self.network.ends()
             self.corner = torch.where(rows > 0, low, high)
         else:
             shaped = rows.reshape(count, *state.box.lower.shape[1:])

@@ -177,7 +177,7 @@ def crown(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, 
     """
     count = units.count()
     result = _screened(plan, state, node, units, owner, until)
-    rows = _open(plan, state, node, units, owner, result)
+    rows = open_rows(plan, state, node, units, owner, result)
     for part in rows.split(max(1, chunk_rows(plan, node) * count // units.index.shape[0])):
         if time.monotonic() > until or not part.shape[0]:
             break
@@ -205,13 +205,13 @@ def _screened(plan: Plan, state: State, node: int, units: Selection, owner: Tens
                 break
             low, high = enclosed(plan, lines, node, first.take(part), _owners(state, owner[part]))
             result[part], result[part + count] = low, -high
-        settled = count - _open(plan, state, node, units, owner, result).shape[0]
+        settled = count - open_rows(plan, state, node, units, owner, result).shape[0]
         if settled < some.shape[0] / 2:  # then the walks that are saved cost less than the screening
             break
     return result
 
 
-def _open(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, found: Tensor) -> Tensor:
+def open_rows(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, found: Tensor) -> Tensor:
     """Places of the rows (of mirrored ones, in their first half) that some consumer still wants better bounds of."""
     count = units.count()
     if not units.mirrored or bool(torch.isinf(found).all()):
