@@ -99,7 +99,7 @@ def prepare(
     are computed in float64. ``ValueError`` for a graph without exactly one input and one output that depends on it,
     and for a constant that is not finite (it names the node).
     """
-    _check_graph(graph)
+    check_graph(graph)
     _check_semantics(semantics)
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype}: float32 or float64 is needed")
@@ -178,7 +178,7 @@ def margins(graph: Graph | Prepared, label: int) -> Tensor:
     ``label`` everywhere in the box. ``ValueError`` for a label that the output does not have.
     """
     graph = graph.graph if isinstance(graph, Prepared) else graph
-    _check_graph(graph)
+    check_graph(graph)
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ValueError(f"bounds need one input and one output, not {len(graph.inputs)} and {len(graph.outputs)}")
     shape = graph.nodes[graph.outputs[0]].shape
@@ -215,7 +215,8 @@ def _called(graph: Graph, place: int) -> str:
     return f"node {place} ({type(node.op).__name__}{f', {node.name!r}' if node.name else ''})"
 
 
-def _check_graph(graph: object) -> None:
+def check_graph(graph: object) -> None:
+    """Raise ``TypeError``, which says how to get a graph, for anything else."""
     if not isinstance(graph, Graph):
         raise TypeError(
             f"bounds are computed of a Graph, not of a {type(graph).__name__}: bounds.trace(module, example) reads a "
@@ -225,7 +226,7 @@ def _check_graph(graph: object) -> None:
 
 def _check_arguments(graph: object, box: object, rows: object, keep: object) -> None:
     """Raise ``TypeError`` for an argument of another kind, before it fails somewhere inside."""
-    _check_graph(graph.graph if isinstance(graph, Prepared) else graph)
+    check_graph(graph.graph if isinstance(graph, Prepared) else graph)
     if not isinstance(box, Box | LpBall):
         raise TypeError(f"the region is a {type(box).__name__}: Box(lower, upper), Box.around(x, radius) or an LpBall")
     if rows is not None and not isinstance(rows, Tensor):

@@ -112,7 +112,11 @@ class Graph:
         ]
 
     def with_constants(self, constants: Mapping[int, Constant]) -> Graph:
-        """The same graph with other constants (all of them, by id)."""
+        """The same graph with other constants (all of them, by id). ``ValueError`` where one is missing."""
+        if missing := sorted(self.constants.keys() - constants.keys()):
+            raise ValueError(
+                f"no constant for the nodes {missing}: all are given anew, graph.constants has the old ones"
+            )
         return replace(self, constants=dict(constants))
 
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Graph:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bounds.box import Box, LpBall
-from bounds.compute import compute_bounds
+from bounds.compute import check_graph, compute_bounds
 from bounds.graph import Graph, Node
 from bounds.methods import Crown, Method
 from bounds.ops.arithmetic import repetition, unbroadcast
@@ -94,6 +94,7 @@ def jacobian_bounds(
     """
     if semantics not in ("real", None):
         raise ValueError(f"semantics {semantics!r}: a Jacobian is bounded with 'real' or None")
+    check_graph(graph)  # a prepared one is none: derivatives need a plan of their own
     found = compute_bounds(graph, box, method, semantics=semantics)
     dtype, device = found.lower.dtype, found.lower.device
     rounding = None if semantics is None else Rounding.of(dtype)

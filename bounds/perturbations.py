@@ -35,8 +35,8 @@ def along(
     """``e -> graph(origin + sum_i e_i directions[i])`` for an input ``e`` ``[k]``.
 
     ``origin`` ``[*input shape]`` and ``directions`` ``[k, *input shape]`` (or pairs with error bounds) are taken as
-    exact numbers in float32 or float64. Raises ``ValueError`` for shapes that do not fit, no direction, and a graph
-    with more than one input.
+    exact numbers in float32 or float64. Raises ``ValueError`` for shapes that do not fit, no direction, a range whose
+    ends are crossed, and a graph with more than one input.
     """
     if len(graph.inputs) != 1:
         raise ValueError(f"a perturbation needs a graph with one input, not {len(graph.inputs)}")
@@ -44,6 +44,8 @@ def along(
     pairs = [(d, None) for d in directions] if isinstance(directions, Tensor) else list(directions)
     if not pairs:
         raise ValueError("a perturbation needs at least one direction")
+    if within is not None and not within[0] <= within[1]:
+        raise ValueError(f"within={within}: the low end is above the high end")
     for tensor in (origin, *(d for d, _ in pairs)):
         if tuple(tensor.shape) != shape:
             raise ValueError(f"a perturbation of shape {tuple(tensor.shape)} for an input of shape {shape}")

@@ -27,6 +27,7 @@ from bounds.compute import (
     prepare,
 )
 from bounds.graph import Builder, Constant, Graph
+from bounds.jacobian import jacobian_bounds
 from bounds.ops.base import Interval as Ends
 from bounds.ops.gemm import Gemm
 from bounds.ops.relu import Relu
@@ -227,6 +228,10 @@ def test_values_that_make_no_sense_are_refused() -> None:
         prepare(graph, semantics="reel")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"dtype torch\.float16"):
         prepare(graph, torch.float16)
+    with pytest.raises(ValueError, match=r"no constant for the nodes \[\d+"):
+        graph.with_constants({})
+    with pytest.raises(TypeError, match="not of a Prepared"):
+        jacobian_bounds(prepare(graph), boxes)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="whole number of steps"):
         Alpha(steps=2.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="start=3"):
@@ -249,8 +254,11 @@ def test_memory_changes_no_bound() -> None:
     graph, boxes = network(), box()
     usual, little = compute_bounds(graph, boxes), compute_bounds(graph, boxes, memory=40_000)
     torch.testing.assert_close(usual.lower, little.lower)
-    with pytest.raises(ValueError, match="needs"):
+    with pytest.raises(ValueError, match=r"one row .* needs \d+ bytes, and the budget is 8: raise it") as caught:
         compute_bounds(graph, boxes, memory=8)
+    needed = int(str(caught.value).split(" needs ")[1].split()[0])
+    with pytest.raises(ValueError, match="raise it"):
+        compute_bounds(graph, boxes, memory=needed - 1)
 
 
 def test_infinite_inputs_say_nothing() -> None:

@@ -85,5 +85,7 @@ def test_what_does_not_fit() -> None:
         brightness(graph, torch.zeros(6))
     with pytest.raises(ValueError, match="path"):
         blend(graph, torch.zeros(SHAPE), torch.zeros(6))
+    with pytest.raises(ValueError, match="the low end is above"):
+        brightness(graph, torch.zeros(SHAPE), within=(1, 0))
     with pytest.raises(ValueError, match="at least one direction"):
         along(graph, torch.zeros(SHAPE), torch.zeros(0, *SHAPE))
