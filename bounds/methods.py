@@ -21,6 +21,7 @@ from bounds.concretize import concretize
 from bounds.dual import each, recast
 from bounds.forward import Functions
 from bounds.interval import rows_interval, search_intervals
+from bounds.joint import together
 from bounds.layouts import Owner, Selection
 from bounds.ops.base import Interval as Ends
 from bounds.ops.base import Parameters
@@ -210,13 +211,20 @@ class Alpha(Method):
 
     ``start``: the ``slopes`` of earlier bounds of the same target; what is asked for is then at least as good as what
     they give. Its bounds carry no gradient. ``ValueError`` for fewer than one step.
+
+    Where parameters for each neuron do not fit into ``memory``, the neurons of a layer share theirs (``shared.py``).
+    With ``joint`` those of all neurons climb together for the sum of the bounds that are asked for (``joint.py``): for
+    small networks of ReLUs (``ValueError`` names another operator), from CROWN's parameters, and none are returned.
     """
 
     differentiable: ClassVar[bool] = False
     steps: int = 20
     start: Mapping[int, Parameters] | None = field(default=None, compare=False, repr=False)
+    joint: bool = False
 
     def __post_init__(self) -> None:
+        if self.joint and self.start is not None:
+            raise ValueError("Alpha(joint=True) begins with CROWN's parameters: it takes no start")
         if not isinstance(self.steps, int):
             raise TypeError(f"Alpha takes a whole number of steps, not {self.steps!r}")
         if self.start is not None and not isinstance(self.start, Mapping):
@@ -225,6 +233,8 @@ class Alpha(Method):
             raise ValueError(f"Alpha takes at least one step, not {self.steps}: Crown() takes none")
 
     def state(self, start: Start) -> tuple[State, Tensor]:
+        if self.joint:
+            return start.propagated(crown)
         return start.propagated(optimised_within_memory(_search(start.plan, start.search), self.steps))
 
     def bound(self, target: Target) -> Found:
@@ -239,9 +249,11 @@ class Alpha(Method):
     def _walks(self, target: Target) -> Iterator[tuple[LinearBounds, Tensor, Mapping[int, Parameters]]]:
         """Lines, bounds ``[N, 2, r]`` and parameters ``[N, 2, r, ...]`` of the rows and their negatives, in chunks."""
         plan, state = target.plan, target.state
-        search = _search(plan, target.search)
+        search, rows, boxes = _search(plan, target.search), target.written_out(), state.box.size
+        if self.joint:
+            yield together(search, plan, state, (target.node, rows), self.steps)
+            return
         rough = recast(search, state)
-        rows, boxes = target.written_out(), state.box.size
         size, pace = max(1, chunk_rows(plan) // (8 * boxes)), replace(OUTER, steps=self.steps)
         for first in range(0, rows.shape[0], size):
             part = rows[first : first + size]
