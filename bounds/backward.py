@@ -191,7 +191,7 @@ def steps(walk: Walk, target: int, last: int) -> Iterator[Node]:
         node = plan.graph.nodes[index]
         if index in plan.relaxed:
             assert isinstance(node.op, Nonlinear)
-            if not (walk.mirrored and node.op.elementwise and parallel(walk.state.relaxations[index])):
+            if not (walk.mirrored and parallel(walk.state.relaxations[index])):
                 walk.spread()
             if isinstance(node.op, OnSimplex):
                 _recentre(walk, node, node.op)
@@ -315,13 +315,7 @@ def _over_relaxed(walk: Walk, node: Node, rows: Rows) -> None:
         return
     lower, upper = relaxation.lower[0], relaxation.upper[0]
     positive = rows.values > 0
-    if walk.mirrored:
-        middle, half = (lower.offset + upper.offset) / 2, (upper.offset - lower.offset) / 2
-        walk.contribute(rows.dot(walk.owner, rows.values, middle))
-        away = rows.dot(walk.owner, rows.values.abs(), half)
-        walk.distance, walk.mass = walk.distance + away, walk.mass + away
-    else:
-        walk.contribute(_offsets(walk.owner, rows, lower, upper))
+    _shift(walk, rows, lower, upper)
     variables = [i for i, c in zip(node.inputs, plan.operands[node.id], strict=True) if c is None]
     for source, below, above in zip(variables, lower.slopes, upper.slopes, strict=True):
         walk.receive(source, rows.scaled(walk.owner, positive, below, above))
@@ -352,7 +346,7 @@ def _over_coupled(walk: Walk, node: Node, op: Nonlinear, rows: Tensor) -> None:
     """Over an operator whose lines read several elements of an operand: by the transpose of both sides' lines."""
     relaxation, owner = walk.state.relaxations[node.id], walk.owner
     lower, upper = relaxation.lower[0], relaxation.upper[0]
-    walk.contribute(_offsets(owner, Dense(rows), lower, upper))
+    _shift(walk, Dense(rows), lower, upper)
 
     def pulled(part: Tensor, line: Line) -> tuple[Tensor, ...]:
         viewed = owner.of(line.offset, part)[0]
@@ -367,12 +361,18 @@ def _over_coupled(walk: Walk, node: Node, op: Nonlinear, rows: Tensor) -> None:
         walk.receive(source, Dense(part.reshape(rows.shape[0], *walk.plan.graph.nodes[source].shape)))
 
 
-def _offsets(owner: Owner, rows: Rows, lower: Line, upper: Line) -> Tensor:
-    """``sum A+ lower.offset + A- upper.offset`` per row."""
-    total = rows.dot(owner, rows.values.clamp(max=0), upper.offset)
+def _shift(walk: Walk, rows: Rows, lower: Line, upper: Line) -> None:
+    """Add ``sum A+ lower.offset + A- upper.offset`` to each row's bias."""
+    if walk.mirrored:
+        middle, half = (lower.offset + upper.offset) / 2, (upper.offset - lower.offset) / 2
+        walk.contribute(rows.dot(walk.owner, rows.values, middle))
+        away = rows.dot(walk.owner, rows.values.abs(), half)
+        walk.distance, walk.mass = walk.distance + away, walk.mass + away
+        return
+    total = rows.dot(walk.owner, rows.values.clamp(max=0), upper.offset)
     if bool(lower.offset.any()):
-        total = total + rows.dot(owner, rows.values.clamp(min=0), lower.offset)
-    return total
+        total = total + rows.dot(walk.owner, rows.values.clamp(min=0), lower.offset)
+    walk.contribute(total)
 
 
 def _apply_split(walk: Walk, split: Split, index: int) -> None:
