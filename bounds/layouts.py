@@ -266,8 +266,11 @@ class Windows:
         """All rows, then their negatives."""
         return Windows(torch.cat([self.values, -self.values]), self.places.twice())
 
-    def gather(self, values: Tensor) -> Tensor:
-        """``[R or 1, h, w, C]``: values ``[N or 1, 1, C, H, W]`` of boxes at the windows; outside the image any."""
+    def gather(self, values: Tensor, planar: bool = False) -> Tensor:
+        """``[R or 1, h, w, C]``: values ``[N or 1, 1, C, H, W]`` of boxes at the windows; outside the image any.
+
+        ``planar``: as ``[R or 1, C, h, w]``.
+        """
         boxes, _, channels, height, width = values.shape
         table = values.permute(0, 1, 3, 4, 2)
         if self.places.whole:
@@ -279,10 +282,13 @@ class Windows:
                 y = y + self.places.box.unsqueeze(1) * height
             index = (y.unsqueeze(2) * width + x.unsqueeze(1)).flatten()
             found = table.reshape(-1, channels).index_select(0, index)
-        found = found.reshape(-1, self.values[0].numel())
+        found = found.reshape(-1, *self.size, channels)
+        if planar:
+            found = found.permute(0, 3, 1, 2)
+        size = found.shape[1:]
         if found.shape[0] > 1:
-            found = found.index_select(0, self.places.place)
-        return found.reshape(-1, *self.values.shape[1:])
+            found = found.flatten(1).index_select(0, self.places.place)
+        return found.reshape(-1, *size)
 
     def scaled(self, owner: Owner, positive: Tensor, below: Tensor, above: Tensor) -> Windows:
         """``A+ below + A- above`` elementwise, for slopes ``[N, *shape]``; ``positive`` is where A is."""

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from bounds.backward import State, Walk, backward, start, steps, weigh
 from bounds.concretize import concretize
+from bounds.graph import Node
 from bounds.interval import relaxed_charge
-from bounds.layouts import Owner, Selection
+from bounds.layouts import Owner, Selection, Windows
 from bounds.ops.base import Affine, Interval, Line, Relaxation
 from bounds.ops.univariate import Univariate
 from bounds.plan import Plan
@@ -75,8 +76,13 @@ def _reached(walk: Walk, target: int) -> Interval:
 
     Rows that are written out have an upper end that means nothing.
     """
-    plan, state = walk.plan, walk.state
-    for _ in steps(walk, target, _entry(plan)):
+    plan, state, entry = walk.plan, walk.state, _entry(walk.plan)
+    first = _first_step(plan, entry) if plan.rounding is None else None
+    if first is not None:
+        for _ in steps(walk, target, first.id):
+            pass
+        _over_first(walk, first, entry)
+    for _ in steps(walk, target, entry):
         pass
     middle, away, size = walk.bias, walk.distance, torch.zeros_like(walk.bias)
     terms = 8
@@ -95,6 +101,33 @@ def _reached(walk: Walk, target: int) -> Interval:
         away = plan.rounding.up(away + error)
         return _known(plan.rounding.down(middle - away)), -_known(-plan.rounding.up(middle + away))
     return _known(middle - away), -_known(-(middle + away))
+
+
+def _first_step(plan: Plan, entry: int) -> Node | None:
+    """The affine node that alone reads the input, and reads nothing else that varies."""
+    if len(plan.consumers[entry]) != 1 or plan.consumers[entry][0] not in plan.affine:
+        return None
+    node = plan.graph.nodes[plan.consumers[entry][0]]
+    varying = [i for i, c in zip(node.inputs, plan.operands[node.id], strict=True) if c is None]
+    return node if varying == [entry] else None
+
+
+def _over_first(walk: Walk, first: Node, entry: int) -> None:
+    """What rows at the first step reach, without writing them out at the input: the middle as the middle of the node,
+    the distance from sizes alone. Rows stay where they are if the operator has no such way."""
+    rows, op, constants = walk.rows.get(first.id), first.op, walk.plan.operands[first.id]
+    if not isinstance(rows, Windows) or walk.state.splits.keys() & {first.id, entry}:
+        return
+    assert isinstance(op, Affine)
+    low, high = walk.state.bounds[entry]
+    radius, position = (high - low) / 2, next(k for k, c in enumerate(constants) if c is None)
+    away = op.spans(rows, position, constants, radius)
+    if away is None:
+        return
+    centre = op.forward(*(low + radius if c is None else c for c in constants))
+    walk.bias = walk.bias + rows.dot(walk.owner, rows.values, centre)
+    walk.distance = walk.distance + away
+    del walk.rows[first.id]
 
 
 def _entry(plan: Plan) -> int:

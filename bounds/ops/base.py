@@ -310,17 +310,17 @@ class Affine(Op):
     def pullback_windows(
         self, rows: Windows, position: int, operands: Sequence[Tensor | None], shape: Shape
     ) -> Windows | None:
-        """``pullback`` of windows of the result, both images; None: only dense rows can be pulled back.
-
-        The default knows elementwise operators whose operands are not repeated.
-        """
-        full = [o for o in operands if o is not None]
+        """``pullback`` of windows of the result, both images; None: only dense rows can be pulled back (the default,
+        but for elementwise operators whose operands are not repeated)."""
         image = (rows.values.shape[3], *rows.size)
-        if not self.elementwise or shape[1] != image[0] or any(o.shape[1:] != shape for o in full):
+        if not self.elementwise or shape[1] != image[0] or {o.shape[1:] for o in operands if o is not None} - {shape}:
             return None
         at = [None if o is None else rows.gather(o).permute(0, 3, 1, 2).unsqueeze(1) for o in operands]
-        result = self.pullback(rows.images().unsqueeze(1), position, at, (1, *image))
-        return Windows.of_whole(result, rows.places)
+        return Windows.of_whole(self.pullback(rows.images().unsqueeze(1), position, at, (1, *image)), rows.places)
+
+    def spans(self, rows: Windows, position: int, operands: Sequence[Tensor | None], radius: Tensor) -> Tensor | None:
+        """``[R]``: ``|pullback(rows)| . radius``, up to rounding, for radii ``[N, *shape]``; None: no cheap way."""
+        return None
 
     def unit_windows(
         self, units: Selection, places: Places, position: int, operands: Sequence[Tensor | None], shape: Shape
