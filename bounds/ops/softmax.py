@@ -11,7 +11,7 @@ through one sum, so a walk over K results costs K and not K^2. Softmax adds a li
 with the chords of exp as q the lower line is the tangent of ``exp(x_k) / sum of chords``, and the upper one is the
 chord of exp at a tangent of ``x_k - L(x)`` (Wei et al., Convex bounds on the softmax function, AISTATS 2023).
 Before these lines a walk uses that results sum to 1 (``simplex.py``). ``Exp`` of a ``LogSoftmax`` is the decomposed way
-to compare with: about as tight, but slower, and without the sum.
+to compare with; it cannot use the sum, which makes it looser, and it is slower.
 """
 
 from __future__ import annotations
