@@ -17,14 +17,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from bounds.ascent import INNER, optimised
+from bounds.ascent import INNER, optimised, sign_decides
 from bounds.backward import State
 from bounds.climb import Pace, Slope, climb
 from bounds.condensed import Condensed
 from bounds.condensed_walk import CondensedRows
 from bounds.dual import by_rows, each, freedoms, initial, recast, with_slopes
 from bounds.layouts import Selection, flat
-from bounds.ops.base import Nonlinear
 from bounds.plan import Plan
 from bounds.propagate import MEMORY, Tighten, chunk_rows, crown
 
@@ -147,11 +146,7 @@ class Layer(Slope):
         """Places among the c units that are worth another walk."""
         low, high = self.best.chunk(2)
         done = torch.maximum(low, high) > 0
-        readers = [
-            op for k in self.plan.consumers[self.node] if isinstance(op := self.plan.graph.nodes[k].op, Nonlinear)
-        ]
-        settled = self.node != self.plan.output and all(op.through_origin for op in readers)
-        return (~(done & settled)).nonzero().flatten()
+        return (~done if sign_decides(self.plan, self.node) else torch.ones_like(done)).nonzero().flatten()
 
     def _rows(self, part: Tensor) -> CondensedRows:
         units = self.units.take(part)
