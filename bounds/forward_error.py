@@ -23,6 +23,7 @@ from bounds.compute import compute_bounds
 from bounds.graph import Graph, Node
 from bounds.interval import node_interval
 from bounds.jacobian import derivative_ranges, seed_rows, walk
+from bounds.layouts import flat
 from bounds.methods import Crown, Method
 from bounds.plan import prepare
 from bounds.rounding import Rounding, plain_products
@@ -58,7 +59,7 @@ def forward_error(
                 error = machine.roundoff(plan, node, found.intervals)
             if error is not None:
                 # 0 times infinity is unknown, so NaN becomes infinite at the end.
-                totals.append(((centre.abs() + radius).flatten(2) * error.flatten()).sum(2))
+                totals.append((flat(centre.abs() + radius, 2) * error.flatten()).sum(2))
 
         walk(plan, ranges, seeds, reached)
         terms = sum(int(torch.Size(n.shape).numel()) for n in plan.graph.nodes) + 16

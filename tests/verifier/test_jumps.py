@@ -154,3 +154,19 @@ def test_gradients_pass_through_jumps_and_values_stay() -> None:
     y = plain.input((2,), "x")
     smooth = plain.finish([plain.add(Gemm(), y, plain.constant(torch.eye(2)))])
     assert surrogate(smooth) is smooth
+
+
+def test_a_network_that_only_adds(tmp_path: Path) -> None:
+    """Its gradient is one number seen from every input: the attacks may not write into it."""
+    graph = helper.make_graph(
+        [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    for limit, word in ((2, "sat"), (2.0001, "unsat")):
+        lines = [f"(declare-const X_{k} Real)(assert (>= X_{k} 0))(assert (<= X_{k} 1))" for k in range(2)]
+        lines += ["(declare-const Y_0 Real)", f"(assert (>= Y_0 {limit}))"]
+        (tmp_path / "p.vnnlib").write_text("\n".join(lines))
+        assert verify(read(tmp_path / "m.onnx", tmp_path / "p.vnnlib"), timeout=20).word == word

@@ -156,5 +156,5 @@ def diversify(graph: Graph, places: Places, steps: int, generator: torch.Generat
         if direction is None:
             direction = torch.rand(forms.shape, generator=generator, device=x.device, dtype=x.dtype) * 2 - 1
         (gradient,) = torch.autograd.grad((forms * direction).sum(), x)
-        places = places.at(x.detach() + 0.25 * width * gradient.nan_to_num_(nan=0.0).sign())
+        places = places.at(x.detach() + 0.25 * width * gradient.nan_to_num(nan=0.0).sign())
     return places
