@@ -113,23 +113,23 @@ class Smooth(Univariate):
         return ()
 
     def void(self, low: Tensor, high: Tensor) -> Tensor | None:
-        """Intervals about which nothing can be said: no point of the domain in them, or a pole; None: none is."""
+        """Intervals about which nothing can be said, since f has no value somewhere in them; None: none is.
+
+        Nothing, not even that f would keep its limits elsewhere: a runtime goes on with NaN, and a comparison or a
+        maximum further on may turn that into a number again.
+        """
         least, greatest = self.domain
         if math.isinf(least) and math.isinf(greatest):
             return None
-        return (high <= least) | (low >= greatest) if self.opened else (high < least) | (low > greatest)
+        return (low <= least) | (high >= greatest) if self.opened else (low < least) | (high > greatest)
 
     def outside(self, operands: Sequence[Interval]) -> Tensor | None:
-        low, high = operands[0]
-        void, (least, greatest) = self.void(low, high), self.domain
-        if void is None:
-            return None
-        return void | ((low <= least) | (high >= greatest) if self.opened else (low < least) | (high > greatest))
+        return self.void(*operands[0])
 
     # Bounds of values ------------------------------------------------------------------------------------------------
 
     def interval(self, operands: Sequence[Interval], rounding: Rounding | None) -> Interval:
-        """From the values at ends and turning points, between the limits; where void, the limits."""
+        """From the values at ends and turning points, between the limits; where void, infinite."""
         low, high = operands[0]
         if rounding is not None and low.dtype == torch.float32:
             return cast_outward(*self.interval([(low.double(), high.double())], Rounding.of(torch.float64)), low.dtype)
@@ -150,7 +150,7 @@ class Smooth(Univariate):
         least, most = self._outward(least.clamp(max=largest), most.clamp(min=-largest), rounding)
         least, most = least.clamp(*self.limits), most.clamp(*self.limits)
         if void is not None:
-            least, most = torch.where(void, self.limits[0], least), torch.where(void, self.limits[1], most)
+            least, most = torch.where(void, -math.inf, least), torch.where(void, math.inf, most)
         return least, most
 
     def derivative_range(self, low: Tensor, high: Tensor, *parameters: Tensor, rounding: Rounding | None) -> Interval:
