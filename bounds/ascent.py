@@ -49,7 +49,7 @@ from bounds.ops.simplex import OnSimplex
 from bounds.plan import Plan
 from bounds.propagate import Tighten, chunk_rows, crown, open_rows
 
-INNER = Pace(20, rate=0.4, decay=0.95, patience=4, least=0.1)
+INNER = Pace(20, rate=0.4, decay=0.95, patience=4, least=0.04)
 """How inner neurons ascend: large steps, and no more once a neuron gains little."""
 OUTER = Pace(20, rate=0.4, decay=0.95)
 """How what is asked for ascends."""
