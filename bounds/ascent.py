@@ -39,7 +39,6 @@ from bounds.dual import (
     evaluate,
     freedoms,
     initial,
-    operands,
     recast,
     with_slopes,
 )
@@ -176,7 +175,7 @@ class DualRows(Slope):
         op, constants = plan.graph.nodes[node].op, plan.operands[node]
         assert isinstance(op, Nonlinear)
         variables = [values[i] for i, c in zip(plan.graph.nodes[node].inputs, constants, strict=True) if c is None]
-        below, above = op.ascent(operands(plan, state, node), pair, variables)
+        below, above = op.ascent(plan.ends(node, state.bounds), pair, variables)
         return (
             None if below is None else rows.clamp(min=0) * below,
             None if above is None else rows.clamp(max=0) * above,

@@ -189,7 +189,7 @@ class Condensed:
         plan, state = self.plan, self.state
         op, shape = plan.graph.nodes[node].op, plan.graph.nodes[node].shape
         assert isinstance(op, Nonlinear)
-        ends = [state.bounds[i] if c is None else (c, c) for i, c in operands_of(plan, node)]
+        ends = plan.ends(node, state.bounds)
         lines = state.relaxations[node].lower[0], state.relaxations[node].upper[0]
         free = op.freedom(ends)
         choice = torch.zeros((1, *shape), dtype=torch.bool, device=plan.device)

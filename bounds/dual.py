@@ -21,7 +21,6 @@ from bounds.concretize import concretize
 from bounds.interval import relaxed_charge
 from bounds.layouts import Owner
 from bounds.ops.base import Freedom, Line, Nonlinear, Parameters, Relaxation
-from bounds.ops.base import Interval as Ends
 from bounds.plan import Plan
 from bounds.propagate import relax
 
@@ -143,11 +142,6 @@ def by_rows(plan: Plan, state: State, owner: Tensor | None) -> State:
     return replace(state, box=box, bounds=bounds, relaxations=relaxations, ball=ball)
 
 
-def operands(plan: Plan, state: State, node: int) -> list[Ends]:
-    """Both ends of each operand of a relaxed node; constants as they are."""
-    return plan.ends(node, state.bounds)
-
-
 def with_slopes(plan: Plan, state: State, slopes: Slopes) -> State:
     """The same state with the lines that other parameters give, and with the charges of those lines.
 
@@ -160,7 +154,7 @@ def with_slopes(plan: Plan, state: State, slopes: Slopes) -> State:
         if plan.rounding is None and op.through_origin and below is not None:
             relaxations[node] = Relaxation((Line((below,), old.lower[0].offset),), old.upper)
             continue
-        ends = operands(plan, state, node)
+        ends = plan.ends(node, state.bounds)
         relaxations[node] = op.relaxation(ends, plan.rounding, (below, above))
         if plan.rounding is not None:
             constants = plan.operands[node]
@@ -177,7 +171,7 @@ def freedoms(plan: Plan, state: State) -> dict[int, tuple[Freedom | None, Freedo
     for node in sorted(state.relaxations):
         op = plan.graph.nodes[node].op
         assert isinstance(op, Nonlinear)
-        sides = op.freedom(operands(plan, state, node))
+        sides = op.freedom(plan.ends(node, state.bounds))
         if sides != (None, None):
             found[node] = sides
     return found

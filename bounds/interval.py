@@ -32,13 +32,9 @@ def node_interval(plan: Plan, node: Node, bounds: Mapping[int, Interval]) -> tup
     Guarantees (with a rounding model) ``lower <= node(x) <= upper`` in exact arithmetic for every x in the box.
     Ends that are not finite become infinite: no information.
     """
-    operands = [
-        bounds[i] if constant is None else (constant, constant)
-        for i, constant in zip(node.inputs, plan.operands[node.id], strict=True)
-    ]
     if plan.rounding is None and node.id in plan.magnitudes:
         return finite_or_infinite(*_around(plan, node, bounds)), None
-    low, high = node.op.interval(operands, plan.rounding)
+    low, high = node.op.interval(plan.ends(node.id, bounds), plan.rounding)
     charge = None
     if plan.rounding is not None and node.id in plan.affine:
         charge = _interval_charge(plan, plan.rounding, node, bounds)

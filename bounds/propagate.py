@@ -159,7 +159,7 @@ def relax(
 ) -> None:
     """Enter the lines (and their charge) of one nonlinear node for the given bounds of its operands."""
     constants = plan.operands[node.id]
-    operands = [bounds[i] if c is None else (c, c) for i, c in zip(node.inputs, constants, strict=True)]
+    operands = plan.ends(node.id, bounds)
     assert isinstance(node.op, Nonlinear)
     relaxation = node.op.relaxation(operands, plan.rounding, (slopes, None))
     relaxations[node.id] = relaxation

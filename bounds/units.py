@@ -34,8 +34,7 @@ def with_parallel_lines(plan: Plan, state: State, target: int) -> State | None:
         op = plan.graph.nodes[node].op
         if not isinstance(op, Univariate):
             return None
-        inputs = plan.graph.nodes[node].inputs
-        operands = [state.bounds[i] if c is None else (c, c) for i, c in zip(inputs, plan.operands[node], strict=True)]
+        operands = plan.ends(node, state.bounds)
         slope = relaxation.upper[0].slopes[0]
         found = op.relaxation(operands, plan.rounding, (slope, slope))
         lower, upper = found.lower[0], found.upper[0]
