@@ -32,7 +32,8 @@ from bounds.ops import (
     softmax,
     sshape,
 )
-from bounds.ops.base import Op, onnx_readers, operators
+from bounds.ops.base import Op
+from bounds.ops.registry import onnx_readers, operators
 
 __all__ = ["families", "operators", "readers", "supported"]
 

@@ -2,8 +2,8 @@
 
 An operator is a frozen value without tensors: weights are constant *operands* of its node. Everything that
 bounding needs to know about an operator is said once, in its class: how to compute it, how to enclose it, and (for
-a nonlinear one) which lines lie below and above it. No list elsewhere names operators; the registry is the set of
-concrete subclasses.
+a nonlinear one) which lines lie below and above it. No list elsewhere names operators; the registry
+(``bounds.ops.registry``) is the set of concrete subclasses.
 
 Leading dimension. Every data operand carries the box dimension N in front, ``[N, *shape]`` (a constant data operand
 has N = 1); a *parameter* (a weight, a bias, an index) has no N. ``parameters`` names the positions without N.
@@ -11,7 +11,6 @@ has N = 1); a *parameter* (a weight, a bias, an index) has no N. ``parameters`` 
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -374,26 +373,3 @@ class Rewritten(Op):
     """An ONNX operator that is read as other operators: ``from_onnx`` is all it has, it never stands in a graph."""
 
     __slots__ = ()
-
-
-def operators() -> tuple[type[Op], ...]:
-    """Every concrete operator class, in name order: the registry."""
-    return tuple(cls for cls in _classes() if not getattr(cls, "__abstractmethods__", None))
-
-
-def onnx_readers() -> dict[str, type[Op]]:
-    """The class that reads each ONNX operator, by the operator's name."""
-    return {name.name: cls for cls in _classes() for name in vars(cls).get("onnx", ())}
-
-
-def _classes() -> list[type[Op]]:
-    """All subclasses in name order."""
-    found: dict[str, type[Op]] = {}
-    stack: list[type[Op]] = list(Op.__subclasses__())
-    while stack:
-        cls = stack.pop()
-        stack.extend(cls.__subclasses__())
-        # A dataclass with slots is a copy of the class it decorates, and the original may still be alive.
-        if getattr(sys.modules[cls.__module__], cls.__name__, None) is cls:
-            found[cls.__name__] = cls
-    return [found[name] for name in sorted(found)]

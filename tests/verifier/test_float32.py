@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 
 from bounds import Box, Crown, Interval, compute_bounds
-from bounds.ops.base import onnx_readers
+from bounds.ops.registry import onnx_readers
 from verifier.network import Network, read_network
 
 FUNCTIONS = (
