@@ -140,7 +140,7 @@ def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
     """
     _check_arguments(graph, box, rows, keep)
     _check_options(method, semantics, memory)
-    differentiable = semantics is None and method.differentiable and torch.is_grad_enabled()
+    differentiable = semantics is None and method.differentiable and torch.is_grad_enabled() and _recorded(graph, box)
     region, ball = (box.box(), box) if isinstance(box, LpBall) else (box, None)
     with _arithmetic(semantics, differentiable):
         ready = graph if isinstance(graph, Prepared) else None
@@ -196,6 +196,13 @@ def _arithmetic(semantics: Semantics | None, differentiable: bool) -> Iterator[N
     """Plain products where a claim is made, gradients where they are wanted."""
     with nullcontext() if differentiable else torch.no_grad(), nullcontext() if semantics is None else plain_products():
         yield
+
+
+def _recorded(graph: Graph | Prepared, region: Box | LpBall) -> bool:
+    """Whether a gradient may be asked for of anything that the bounds are a function of."""
+    constants = (graph.plan.graph if isinstance(graph, Prepared) else graph).constants
+    ends = (region.lower, region.upper) if isinstance(region, Box) else (region.centre, region.radius)
+    return any(t.requires_grad for t in (*ends, *(c.value for c in constants.values())))
 
 
 def _prepare(graph: Graph, dtype: torch.dtype, device: torch.device, semantics: Semantics | None) -> Prepared:
