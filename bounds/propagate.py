@@ -31,8 +31,9 @@ from bounds.units import enclosed, least, with_parallel_lines
 MEMORY = 1 << 26
 """Bytes for the rows of one walk, where no budget is given."""
 
-COPIES = 6
-"""How many times the rows at the widest node are held at once: before and after a step, their slopes, products."""
+COPIES = 12
+"""How many times the rows at the widest node are held at once: before and after a step, their slopes, products, what a
+convolution lays out for itself. (Measured on dense rows; windows take about two thirds of it.)"""
 
 SAMPLE = 8
 """One of so many rows is screened first, and the others only if that settled most of them."""
