@@ -3,12 +3,13 @@
 Parent to worker, one at a time:
 
 - ``{"type": "verify", "task": {...}, "deadline": t | null, "seed", "device", "evidence", "verbose"}``; ``t`` is a
-  moment on the monotonic clock at which the worker should stop by itself.
+  moment on the monotonic clock at which the worker should stop by itself; ``"explain": true`` asks for an explanation.
 
 Worker to parent:
 
 - ``{"type": "ready"}`` once the libraries are loaded,
 - ``{"type": "progress", "stage", "lower_bound", "open_subproblems", "open_share", "seconds"}``,
+- ``{"type": "explanation", "lines": [text, ...]}``, before the work starts, where it was asked for,
 - ``{"type": "verdict", "record": {...}, "witness": text}``,
 - ``{"type": "failure", "kind", "exit_code", "message", "traceback"}``.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from verifier.attacks.plan import AttackPlan
@@ -33,6 +34,16 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """A value that the features decide, and the reason why, made in one place: ``name`` is the field of ``Strategy``
+    (``input_split.forward``: of a plan in it)."""
+
+    name: str
+    value: bool | int | float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SplitPlan:
     """Input splits. ``batch``: boxes bounded at once; ``fill``: a smaller round splits several dimensions at once to
     reach this many. ``forward``: forward linear bounds of every box first, backward ones where it stays open."""
@@ -60,7 +71,8 @@ class AscentPlan:
 class Strategy:
     """How a query is worked on: the first attack, a longer one where activation splits do not decide within
     ``attack_after`` seconds (``attack_rounds`` times the first, but at most ``attack_seconds`` and ``attack_share`` of
-    the time left), and one plan for each kind of search. ``split_inputs`` chooses between them."""
+    the time left), and one plan for each kind of search. ``split_inputs`` chooses between them. ``choices``: what the
+    features decided, each with its reason."""
 
     split_inputs: bool
     attack: AttackPlan = field(default_factory=AttackPlan)
@@ -70,6 +82,7 @@ class Strategy:
     attack_share: float = 0.1
     input_split: SplitPlan = field(default_factory=SplitPlan)
     activation_split: AscentPlan = field(default_factory=AscentPlan)
+    choices: tuple[Choice, ...] = ()
 
 
 def features(query: Query) -> Features:
@@ -91,15 +104,52 @@ def features(query: Query) -> Features:
 
 
 def choose(what: Features, seed: int = 0) -> Strategy:
-    """The strategy for a query with these features."""
+    """The strategy for a query with these features. What depends on them comes from a ``Choice``."""
+    split_inputs, forward = _split_inputs(what), _forward(what)
     return Strategy(
-        split_inputs=what.free_inputs <= MOST_FREE_INPUTS,
+        split_inputs=bool(split_inputs.value),
         attack=AttackPlan(seed=seed),
-        input_split=SplitPlan(forward=_forward(what)),
+        input_split=SplitPlan(forward=bool(forward.value)),
+        choices=(split_inputs, forward),
     )
 
 
-def _forward(what: Features) -> bool:
+def explain(what: Features, strategy: Strategy) -> list[str]:
+    """Lines for a reader: the features, the plans in the order of their stages, and the reason of each choice."""
+    lines = [f"features: {', '.join(f'{name} {value:,}' for name, value in asdict(what).items())}"]
+    search = "input_split" if strategy.split_inputs else "activation_split"
+    lines += [f"{stage}: {_settings(asdict(strategy)[stage])}" for stage in ("attack", search)]
+    if not strategy.split_inputs:
+        own = {name: value for name, value in asdict(strategy).items() if name.startswith("attack_")}
+        lines.append(f"longer attack: {_settings(own)}")
+    for choice in strategy.choices:
+        if strategy.split_inputs or not choice.name.startswith("input_split."):
+            lines.append(f"{choice.name} = {choice.value}: {choice.reason}")
+    return lines
+
+
+def _settings(values: Mapping[str, object]) -> str:
+    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
+
+
+def _split_inputs(what: Features) -> Choice:
+    few = what.free_inputs <= MOST_FREE_INPUTS
+    reason = f"{what.free_inputs} varying inputs are {'at most' if few else 'more than'} {MOST_FREE_INPUTS}, so " + (
+        "their boxes are bisected" if few else "signs of activations are split"
+    )
+    return Choice("split_inputs", few, reason)
+
+
+def _forward(what: Features) -> Choice:
     functions = what.free_inputs + 1
-    few = what.boxes <= FORWARD_BOXES and what.activations * functions * SplitPlan().batch <= FORWARD_ELEMENTS
-    return few and what.activations >= FORWARD_ACTIVATIONS * functions
+    elements = what.activations * functions * SplitPlan().batch
+    least = FORWARD_ACTIVATIONS * functions
+    value, reason = True, f"{what.activations} activations are at least {least}, so forward bounds cost a small part"
+    if what.boxes > FORWARD_BOXES:
+        value, reason = False, f"{what.boxes} boxes are more than {FORWARD_BOXES}: small ones, with little to tighten"
+    elif elements > FORWARD_ELEMENTS:
+        value, reason = False, f"{elements} coefficients a batch are more than {FORWARD_ELEMENTS}"
+    elif what.activations < least:
+        value, reason = False, f"{what.activations} activations are fewer than {least}: backward bounds are cheap"
+    return Choice("input_split.forward", value, reason)

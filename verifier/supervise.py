@@ -42,13 +42,16 @@ class Failure:
 
 @dataclass(slots=True)
 class Job:
-    """A query that a worker is at: ``started`` and ``deadline`` (None: no limit) on the monotonic clock."""
+    """A query that a worker is at: ``started`` and ``deadline`` (None: no limit) on the monotonic clock. ``stages``:
+    the seconds after which each was first heard of; ``explanation``: of the choices, where it was asked for."""
 
     worker: WorkerProcess
     started: float
     deadline: float | None
     memory: float | None = None
     progress: Progress = field(default_factory=lambda: Progress(stage="start"))
+    explanation: list[str] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)
 
     def request(self, task: Message, **options: object) -> Message:
         """The message that puts the worker to work."""
@@ -69,6 +72,9 @@ class Job:
                 return Failure(**{key: message[key] for key in ("kind", "exit_code", "message", "traceback")})
             case "progress":
                 self.progress = Progress(**{key: value for key, value in message.items() if key != "type"})
+                self.stages.setdefault(self.progress.stage, limits.now() - self.started)
+            case "explanation":
+                self.explanation = message["lines"]
         return None
 
     def overdue(self) -> Answer | None:

@@ -64,15 +64,21 @@ def answer(request: protocol.Message, send: Send) -> protocol.Message:
 def _verify(request: protocol.Message, send: Send) -> protocol.Message:
     from verifier.pipeline import verify
     from verifier.report.result import verdict_record
+    from verifier.strategy import choose, explain, features
     from verifier.tasks import read_task, write_witness
     from verifier.verdict import Violated
 
     start, deadline = limits.now(), request["deadline"]
     send(_progress_message("load", 0.0))
     query = read_task(request["task"])
+    known = features(query)
+    strategy = choose(known, request["seed"])
+    if request.get("explain"):
+        send({"type": "explanation", "lines": explain(known, strategy)})
     timeout = None if deadline is None else max(deadline - limits.now(), 0.0)
-    report = _throttled(send, start)
-    verdict = verify(query, timeout=timeout, seed=request["seed"], device=request["device"], report=report)
+    verdict = verify(
+        query, timeout=timeout, device=request["device"], report=_throttled(send, start), strategy=strategy
+    )
     witness = ""
     if isinstance(verdict, Violated):
         witness = write_witness(verdict.counterexample, query, request["task"].get("assignments"))

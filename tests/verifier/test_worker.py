@@ -16,8 +16,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from verifier import limits, protocol
+from verifier import limits, pipeline, protocol
 from verifier.report.result import schema
+from verifier.strategy import Features, Strategy, explain
+from verifier.verdict import Verdict
 from verifier.worker import answer
 
 Ask = Callable[..., tuple[protocol.Message, list[protocol.Message]]]
@@ -47,7 +49,7 @@ def ask(tmp_path: Path) -> Ask:
     """Put a request; the closing message and those before it. ``model`` and ``text`` are written to files first."""
 
     def put(
-        text: str | bytes = SAT, model: bytes | None = None, device: str = "auto", **task: Any
+        text: str | bytes = SAT, model: bytes | None = None, device: str = "auto", explain: bool = False, **task: Any
     ) -> tuple[protocol.Message, list[protocol.Message]]:
         (tmp_path / "net.onnx").write_bytes(network() if model is None else model)
         (tmp_path / "p.vnnlib").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -56,10 +58,27 @@ def ask(tmp_path: Path) -> Ask:
                  "data_range": None, "norm": "inf"} | task
         said: list[protocol.Message] = []
         request = {"type": "verify", "task": whole, "deadline": limits.now() + 60, "seed": 0, "device": device,
-                   "evidence": True, "verbose": False}
+                   "evidence": True, "verbose": False, "explain": explain}
         return json.loads(json.dumps(answer(request, said.append))), said
 
     return put
+
+
+def test_what_is_explained_is_what_is_done(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[Strategy] = []
+    verify = pipeline.verify
+
+    def watch(*arguments: Any, **options: Any) -> Verdict:
+        used.append(options["strategy"])
+        return verify(*arguments, **options)
+
+    monkeypatch.setattr(pipeline, "verify", watch)
+    _, silent = ask()
+    _, said = ask(explain=True)
+    assert [m["type"] for m in silent if m["type"] != "progress"] == []
+    (explanation,) = [m for m in said if m["type"] == "explanation"]
+    assert said.index(explanation) < [m.get("stage") for m in said].index("attack")
+    assert explanation["lines"] == explain(Features(free_inputs=2, boxes=1, clauses=1, activations=2), used[1])
 
 
 def test_sat_has_a_witness_and_a_record(ask: Ask) -> None:

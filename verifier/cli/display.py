@@ -41,6 +41,13 @@ class Display:
             self._next_line = limits.now() + INTERVAL
             print(text, file=sys.stderr, flush=True)
 
+    def say(self, line: str) -> None:
+        """Print a line that stays; a live line moves below it."""
+        if self._status is None:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._status.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def _live(self, text: str) -> None:
         from rich.text import Text
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def add_parser(commands: Any) -> None:
                         "of the plain answer")
     parser.add_argument("--serialise-assignments", "--assignments", type=Path, metavar="FOLDER", dest="assignments",
                         help="write a counterexample as one NAME.pb (TensorProto) a variable")
+    parser.add_argument("--explain", action="store_true", help="say on stderr what was chosen for this query and why, "
+                        "and at the end when each stage began")
     parser.add_argument("--exit-code", action="store_true", help="exit with 10 for sat and 20 for unsat")
     options.add_region_options(parser)
     options.add_run_options(parser)
@@ -54,6 +57,8 @@ def run(arguments: argparse.Namespace, session: Session | None = None) -> int:
     """Ask the worker of ``session``, print the answer; the exit code."""
     task = build_task(arguments)
     options.output_file(arguments.json, "--json")
+    if arguments.explain and arguments.quiet:
+        raise InputError("--explain and --quiet contradict each other: give one of them")
     session = session or Session(echo=arguments.verbose)
     job = session.job(arguments.timeout, arguments.memory)
     request = job.request(
@@ -62,11 +67,14 @@ def run(arguments: argparse.Namespace, session: Session | None = None) -> int:
         device=arguments.device,
         evidence=arguments.json is not None,
         verbose=arguments.verbose,
+        explain=arguments.explain,
     )
     with Display(choose_mode(arguments.quiet)) as display:
-        outcome, interrupted = session.wait(job, request, lambda job: _show(display, job))
+        outcome, interrupted = session.wait(job, request, _Watcher(display))
     if isinstance(outcome, Failure):
         return _fail(outcome, arguments.verbose)
+    if arguments.explain:
+        print(f"explain: {_stages(job, outcome)}", file=sys.stderr)
     _explain(outcome, session, arguments)
     _answer(outcome, task, arguments, limits.now() - session.start)
     if interrupted:
@@ -138,8 +146,25 @@ def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.absolute())
 
 
-def _show(display: Display, job: Job) -> None:
-    display.show(describe(job.progress, limits.now() - job.started))
+@dataclass(slots=True)
+class _Watcher:
+    """Shows how far a job is; an explanation once, as soon as it is there."""
+
+    display: Display
+    explained: bool = False
+
+    def __call__(self, job: Job) -> None:
+        if job.explanation and not self.explained:
+            self.explained = True
+            for line in job.explanation:
+                self.display.say(f"explain: {line}")
+        self.display.show(describe(job.progress, limits.now() - job.started))
+
+
+def _stages(job: Job, answer: Answer) -> str:
+    """When each stage was first heard of, and where the answer came from."""
+    began = ", ".join(f"{stage} from {seconds:.2f} s" for stage, seconds in job.stages.items())
+    return f"stages: {began or 'none begun'}; {answer.word} in the stage {answer.record['stage']}"
 
 
 def _fail(failure: Failure, verbose: bool) -> int:

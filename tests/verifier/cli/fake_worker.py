@@ -26,6 +26,8 @@ def main() -> None:
     while (request := protocol.receive(requests)) is not None:
         assert "expected" not in str(request)
         kind = os.path.basename(request["task"]["property"]).partition(".")[0]
+        if request.get("explain"):
+            protocol.send(channel, {"type": "explanation", "lines": ["features: boxes 1", "choice = True: because"]})
         if kind in VERDICTS:
             made = record(kind, stage="fake", seconds=0.1, **VERDICTS[kind])
             witness = "((X_0 0.5)\n(Y_0 -1.25))" if kind == "sat" else ""

@@ -8,7 +8,7 @@ import pytest
 
 from verifier import cli, limits
 from verifier.cli import INTERRUPTED, parser
-from verifier.cli.display import INTERVAL, Display, choose_mode, describe
+from verifier.cli.display import INTERVAL, Display, Mode, choose_mode, describe
 from verifier.verdict import Progress
 
 
@@ -44,6 +44,16 @@ def test_a_terminal_gets_a_live_line(monkeypatch: pytest.MonkeyPatch, capsys: py
         display.show("[last]")
     out, err = capsys.readouterr()
     assert out == "" and "[last]" in err and "\x1b[3" not in err
+
+
+@pytest.mark.parametrize("mode", ["lines", "live"])
+def test_a_line_that_stays(mode: Mode, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    with Display(mode) as display:
+        display.show("before")
+        display.say("kept [whole] " + 200 * "x")
+    out, err = capsys.readouterr()
+    assert out == "" and "kept [whole] " + 200 * "x" + "\n" in err
 
 
 def test_what_is_said() -> None:

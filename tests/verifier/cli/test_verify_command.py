@@ -70,6 +70,23 @@ def test_quiet_says_nothing_on_stderr(ask: Ask, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr() == ("unsat\n", "")
 
 
+def test_an_explanation_stands_around_the_work(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask("slow", "--explain", "--timeout", "0.8") == 0
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "timeout\n"
+    assert lines[:2] == ["explain: features: boxes 1", "explain: choice = True: because"]
+    assert lines[2].startswith("explain: stages: splitting from 0.")
+    assert lines[2].endswith("timeout in the stage splitting") and "verifier: timeout" in lines[3] and len(lines) == 4
+
+
+def test_an_explanation_is_for_those_who_ask(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    ask("unsat")
+    assert "explain" not in capsys.readouterr().err
+    with pytest.raises(InputError, match="--quiet"):
+        ask("unsat", "--explain", "--quiet")
+
+
 def test_a_worker_that_does_not_stop_is_killed_at_the_deadline(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
     started = limits.now()
     assert ask("slow", "--timeout", "0.8") == 0
