@@ -6,6 +6,7 @@ Importing this package imports every family, so that the registry is complete.
 from __future__ import annotations
 
 from bounds.ops import (
+    argmax,
     arithmetic,
     bilinear,
     comparison,
@@ -41,7 +42,7 @@ __all__ = ["families", "operators", "readers", "supported"]
 def families() -> tuple[str, ...]:
     """The modules that define operators."""
     modules = (
-        arithmetic, bilinear, comparison, composed, conv, exponential, extremum, gates, gemm, indexing, jumps,
+        argmax, arithmetic, bilinear, comparison, composed, conv, exponential, extremum, gates, gemm, indexing, jumps,
         normalization, periodic, piecewise, pooling, powers, reduction, relu, resize, scattering, shape_arithmetic,
         shaping, smooth, softmax, sshape,
     )  # fmt: skip

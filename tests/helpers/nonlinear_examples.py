@@ -15,6 +15,7 @@ from typing import Any
 import mpmath
 import torch
 
+from bounds.ops.argmax import Greatest, Leading
 from bounds.ops.base import Op
 from bounds.ops.bilinear import MatrixProduct, Product
 from bounds.ops.exponential import Cosh, Elu, Exp, Log, Sinh, Softplus
@@ -32,7 +33,13 @@ Example = sys.modules["relaxations"].Example  # the file beside this one, loaded
 mpf = mpmath.mpf
 
 ELSEWHERE: MappingProxyType[type[Op], str] = MappingProxyType(
-    {LogSoftmax: "test_coupled.py", MatrixProduct: "test_coupled.py", Softmax: "test_coupled.py"}
+    {
+        Greatest: "test_argmax.py",
+        Leading: "test_argmax.py",
+        LogSoftmax: "test_coupled.py",
+        MatrixProduct: "test_coupled.py",
+        Softmax: "test_coupled.py",
+    }
 )
 """Operators that are not elementwise, and the file in ``tests/bounds`` that holds their soundness test."""
 

@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from bounds.graph import Builder
+from bounds.ops.argmax import Greatest, Leading
 from bounds.ops.gemm import Gemm
 from bounds.ops.jumps import Floor, Step
 from bounds.ops.shaping import Reshape
@@ -150,6 +151,16 @@ def test_gradients_pass_through_jumps_and_values_stay() -> None:
     values[:, 0].sum().backward()
     assert points.grad is not None
     assert bool((points.grad > 0).all())  # all weights of the first output are positive
+    for op in (Greatest(False), Leading(3, False)):
+        place = Builder()
+        z = place.input((3,), "x")
+        through = surrogate(place.finish([place.add(op, z)]))
+        points = torch.tensor([[0.3, -0.2, 0.1]], requires_grad=True)
+        (value,) = through.evaluate(points)
+        assert torch.equal(value.detach(), op.forward(points.detach()))
+        value.sum().backward()
+        assert points.grad is not None
+        assert float(points.grad[0, -1]) > 0  # the last of two differences or elements favours the last place
     plain = Builder()
     y = plain.input((2,), "x")
     smooth = plain.finish([plain.add(Gemm(), y, plain.constant(torch.eye(2)))])
@@ -170,3 +181,41 @@ def test_a_network_that_only_adds(tmp_path: Path) -> None:
         lines += ["(declare-const Y_0 Real)", f"(assert (>= Y_0 {limit}))"]
         (tmp_path / "p.vnnlib").write_text("\n".join(lines))
         assert verify(read(tmp_path / "m.onnx", tmp_path / "p.vnnlib"), timeout=20).word == word
+
+
+@pytest.mark.parametrize("kind", ["ArgMax", "ArgMin"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_place_of_an_extreme_score(tmp_path: Path, kind: str, whole: bool) -> None:
+    """A class is reached or not; the place itself is an output (an integer), or a number that is computed with."""
+    rng = np.random.default_rng(3)
+    weights = {"w0": rng.normal(size=(3, 8)), "b0": rng.normal(size=8) * 0.3, "w1": rng.normal(size=(8, 6))}
+    weights = {name: w.astype(np.float32) for name, w in weights.items()}
+    x = rng.uniform(-0.5, 0.5, (20000, 3)).astype(np.float32)
+    scores = np.maximum(x @ weights["w0"] + weights["b0"], 0) @ weights["w1"]
+    places = (scores if kind == "ArgMax" else -scores).argmax(1)
+    reached = sorted(set(places.tolist()))
+    assert 1 < len(reached) < 6
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b0"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "w1"], ["c"]),
+        helper.make_node(kind, ["c"], ["y" if whole else "d"], axis=1),
+        *([] if whole else [helper.make_node("Cast", ["d"], ["y"], to=TensorProto.FLOAT)]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64 if whole else TensorProto.FLOAT, [1, 1])],
+        [numpy_helper.from_array(w, name) for name, w in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    box = "".join(f"(declare-const X_{k} Real)(assert (>= X_{k} -0.5))(assert (<= X_{k} 0.5))" for k in range(3))
+    for line, expected in (
+        (f"(assert (<= Y_0 {reached[0]}))", "sat"),
+        (f"(assert (>= Y_0 {reached[-1]}))", "sat"),
+        (f"(assert (<= Y_0 {reached[0] - 0.5}))", "unsat"),
+        (f"(assert (>= Y_0 {reached[-1] + 0.5}))", "unsat"),
+    ):
+        (tmp_path / "p.vnnlib").write_text(f"{box}(declare-const Y_0 Real){line}")
+        assert verify(read(tmp_path / "m.onnx", tmp_path / "p.vnnlib"), timeout=20).word == expected, line

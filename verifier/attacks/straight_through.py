@@ -2,8 +2,9 @@
 
 The derivative of a function with jumps is zero wherever it exists, so descent would never leave its start. As in the
 training of binarised networks (straight-through estimators, Bengio et al., 2013) the values stay what they are and only
-the gradient is replaced: that of a logistic step as wide as the operand's values are spread at the point, and 1
-for a staircase. Nothing of this is a claim: only a replay makes a point a counterexample.
+the gradient is replaced: that of a logistic step as wide as the operand's values are spread at the point, 1 for a
+staircase, and for the place of the greatest element that of the places' mean weighted by a softmax. Nothing of this is
+a claim: only a replay makes a point a counterexample.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bounds.graph import Graph
+from bounds.ops.argmax import Leading, Place, pairs
 from bounds.ops.base import Interval, Op
 from bounds.ops.jumps import Jumping, Step
 from bounds.rounding import Rounding
@@ -24,7 +26,7 @@ from bounds.rounding import Rounding
 class StraightThrough(Op):
     """``jump`` with another gradient. It stands in no graph that is bounded."""
 
-    jump: Jumping
+    jump: Jumping | Place
 
     def forward(self, *operands: Tensor) -> Tensor:
         (x,) = operands
@@ -41,7 +43,9 @@ class StraightThrough(Op):
         return self.jump.interval(operands, rounding)
 
 
-def _smooth(jump: Jumping, x: Tensor) -> Tensor:
+def _smooth(jump: Jumping | Place, x: Tensor) -> Tensor:
+    if isinstance(jump, Place):
+        return _mean_place(_scores(jump, x))
     if not isinstance(jump, Step):
         return x
     spread = x.detach().flatten(1).abs().mean(1).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
@@ -50,14 +54,28 @@ def _smooth(jump: Jumping, x: Tensor) -> Tensor:
     return torch.sigmoid(2 * scaled) * (jump.right - jump.left) + bump
 
 
+def _scores(jump: Place, x: Tensor) -> Tensor:
+    """The elements that compete, less their mean."""
+    if not isinstance(jump, Leading):
+        return x - x.mean(-1, keepdim=True)
+    one, two = (torch.tensor(side, device=x.device) for side in zip(*pairs(jump.size), strict=True))
+    nothing = x.new_zeros((*x.shape[:-1], jump.size))
+    return nothing.index_add(-1, two, x).index_add(-1, one, -x) / jump.size
+
+
+def _mean_place(scores: Tensor) -> Tensor:
+    spread = scores.detach().abs().mean(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny ** 0.5)
+    return torch.softmax(2 * scores / spread, -1) @ torch.arange(scores.shape[-1]).to(scores)
+
+
 def has_jumps(graph: Graph) -> bool:
     """Whether a node of the graph has jumps."""
-    return any(isinstance(node.op, Jumping) for node in graph.nodes)
+    return any(isinstance(node.op, Jumping | Place) for node in graph.nodes)
 
 
 def surrogate(graph: Graph) -> Graph:
     """The same function with gradients that pass through its jumps; the graph itself where it has none."""
     if not has_jumps(graph):
         return graph
-    nodes = [replace(n, op=StraightThrough(n.op)) if isinstance(n.op, Jumping) else n for n in graph.nodes]
+    nodes = [replace(n, op=StraightThrough(n.op)) if isinstance(n.op, Jumping | Place) else n for n in graph.nodes]
     return replace(graph, nodes=tuple(nodes))

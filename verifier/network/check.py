@@ -23,6 +23,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from bounds.ops.argmax import Place
 from bounds.ops.base import Affine
 from bounds.ops.jumps import Jumping
 from verifier.errors import InternalError, UnsupportedError
@@ -170,7 +171,7 @@ def _scale(graph: Graph, node: Node, operands: list[Tensor], ours: Tensor, sizes
     that was computed here (a folded normalisation, say) is computed in float32 there: its recorded float64 error says
     how much that may differ, in spite of any cancellation.
     """
-    if isinstance(node.op, Jumping) and operands and node.inputs[0] in sizes:
+    if isinstance(node.op, Jumping | Place) and operands and node.inputs[0] in sizes:
         slack = _SHARE["float32"] * sizes[node.inputs[0]]
         low, high = node.op.interval([(operands[0] - slack, operands[0] + slack)], None)
         return (high - low) / _SHARE["float32"] + _magnitude(ours)
