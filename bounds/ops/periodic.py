@@ -1,6 +1,6 @@
-"""Sin and Cos.
+"""Sin, Cos and Tan.
 
-Around its least places ``c + 2 pi n`` such a function is convex for a quarter period on both sides, and
+Around its least places ``c + 2 pi n`` a sine or cosine is convex for a quarter period on both sides, and
 ``f'(x) = sin(x - c)``. Over several whole periods the minimum of ``f(x) - k x`` is in the first or the last of them,
 because it moves by ``-2 pi k`` from each to the next; so two periods at either end of the interval are looked at.
 Places are multiples of pi in float64, off by less than 1e-7 below ``2^26``, which moves a derivative by less than
@@ -118,3 +118,55 @@ class Cos(_Wave):
 
     def trough(self) -> float:
         return math.pi
+
+
+@dataclass(frozen=True, slots=True)
+class Tan(Smooth):
+    """The tangent, on intervals between two of its poles: concave up to the zero there, convex behind it."""
+
+    onnx = (OnnxName("Tan", 7),)
+
+    def forward(self, *operands: Tensor) -> Tensor:
+        return operands[0].tan()
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return 1 + x.tan().square()
+
+    def pieces(self) -> Sequence[Piece]:
+        """Without end: see ``_turning_points`` and ``curved``."""
+        return ()
+
+    def void(self, low: Tensor, high: Tensor) -> Tensor | None:
+        """With a pole inside or nearly; there is always one beyond 2^26, where places are not known well enough."""
+        near = torch.finfo(low.dtype).eps * 8 * (1 + low.abs())
+        first = ((low - near) / math.pi - 0.5).ceil()
+        clear = ((first + 0.5) * math.pi > high + near) & (low.abs() <= _LARGEST) & (high.abs() <= _LARGEST)
+        return ~clear
+
+    def outside(self, operands: Sequence[Interval]) -> Tensor | None:
+        return self.void(*operands[0])
+
+    def _tame(self, low: Tensor, high: Tensor, void: Tensor | None) -> Interval:
+        assert void is not None
+        return torch.where(void, 0.5, low), torch.where(void, 0.5, high)
+
+    def _zero(self, low: Tensor, high: Tensor) -> Tensor:
+        """The inflection point in the middle of the branch."""
+        return ((low / 2 + high / 2) / math.pi).round() * math.pi
+
+    def _slope_range(self, low: Tensor, high: Tensor) -> Interval:
+        one, two = self.derivative(low), self.derivative(high)
+        zero, near = self._zero(low, high), torch.finfo(low.dtype).eps * 8 * (1 + low.abs())
+        flat = (low - near <= zero) & (zero <= high + near)
+        return torch.where(flat, 1.0, torch.minimum(one, two)), torch.maximum(one, two)
+
+    def _turning_points(self, slope: Tensor, low: Tensor, high: Tensor, sign: int) -> Sequence[Interval]:
+        zero = self._zero(low, high)
+        place = zero + (slope - 1).clamp(min=0).sqrt().atan() * sign
+        left = torch.maximum(low, zero) if sign > 0 else low
+        right = high if sign > 0 else torch.minimum(high, zero)
+        return [self.turning(place, slope, left, right, sign)]
+
+    def curved(self, low: Tensor, high: Tensor, sign: int) -> Tensor:
+        zero = self._zero(low, high)
+        return low >= zero if sign > 0 else high <= zero

@@ -22,7 +22,7 @@ from bounds.ops.exponential import Cosh, Elu, Exp, Log, Sinh, Softplus
 from bounds.ops.extremum import Max, Min
 from bounds.ops.gates import Asinh, Atan, Erf, Gelu, GeluTanh, HardSwish, Mish, Softsign, Swish
 from bounds.ops.jumps import Floor, Round, Step
-from bounds.ops.periodic import Cos, Sin
+from bounds.ops.periodic import Cos, Sin, Tan
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, PRelu
 from bounds.ops.powers import Power, RealPower, Reciprocal, Sqrt
 from bounds.ops.relu import Relu
@@ -124,6 +124,8 @@ SMOOTH = [
     Example(HardSwish(), lambda x: x * min(max(x + 3, mpf(0)), mpf(6)) / 6, (-3.0, 3.0, -1.5)),
     Example(Sin(), mpmath.sin, (0.0, math.pi / 2, -math.pi, 1e6)),
     Example(Cos(), mpmath.cos, (0.0, math.pi / 2, -math.pi, 1e6)),
+    Example(Tan(), mpmath.tan, (0.0, -1.5, 1.57), domain=(-1.5707, 1.5707)),
+    Example(Tan(), mpmath.tan, (math.pi, 2.0, 4.7), domain=(1.571, 4.712)),
     Example(Reciprocal(), lambda x: 1 / x, (1.0, -1e-3), pole=True),
     Example(Sqrt(), mpmath.sqrt, (0.0, 1.0), domain=(0.0, math.inf)),
     *[power(n) for n in (2, 3, 4, 7, -2, -3)],
