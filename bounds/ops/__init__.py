@@ -12,6 +12,7 @@ from bounds.ops import (
     comparison,
     composed,
     conv,
+    einsum,
     exponential,
     extremum,
     gates,
@@ -42,9 +43,9 @@ __all__ = ["families", "operators", "readers", "supported"]
 def families() -> tuple[str, ...]:
     """The modules that define operators."""
     modules = (
-        argmax, arithmetic, bilinear, comparison, composed, conv, exponential, extremum, gates, gemm, indexing, jumps,
-        normalization, periodic, piecewise, pooling, powers, reduction, relu, resize, scattering, shape_arithmetic,
-        shaping, smooth, softmax, sshape,
+        argmax, arithmetic, bilinear, comparison, composed, conv, einsum, exponential, extremum, gates, gemm,
+        indexing, jumps, normalization, periodic, piecewise, pooling, powers, reduction, relu, resize,
+        scattering, shape_arithmetic, shaping, smooth, softmax, sshape,
     )  # fmt: skip
     return tuple(module.__name__ for module in modules)
 
