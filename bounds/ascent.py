@@ -45,6 +45,8 @@ from bounds.dual import (
 from bounds.layouts import Selection, flat
 from bounds.ops.base import Interval, Nonlinear, Parameters
 from bounds.ops.simplex import OnSimplex
+from bounds.patch_ascent import climbed, decided, rows_at_once
+from bounds.patches import Geometry, frames
 from bounds.plan import Plan
 from bounds.propagate import Tighten, chunk_rows, crown, open_rows
 
@@ -338,19 +340,32 @@ def optimised(search: Plan, steps: int, until: float = math.inf) -> Tighten:
         if goal is not None and units.mirrored:  # most signs are known by walks that are cheaper than those below
             result = crown(plan, state, node, units, owner, until)
             rows = open_rows(plan, state, node, units, owner, result)
-        for chosen in rows.split(max(1, chunk_rows(plan, node) // (2 if units.mirrored else 1))):
+        patches = frames(search, node) if state.ball is None else None
+        size = chunk_rows(plan, node) if patches is None else rows_at_once(plan, patches)
+        for chosen in rows.split(max(1, size // (2 if units.mirrored else 1))):
             if time.monotonic() > until or not chosen.shape[0]:
                 break
             part, some = torch.cat([chosen, chosen + count]) if units.mirrored else chosen, units.take(chosen)
-            cast = replace(some, sign=some.sign.to(search.dtype))
-            wish = Asked(search, rough, node, cast, owner[part])
-            found = optimise(wish, pace, goal, known=known, keep=plan is not search)
+            wish = Asked(search, rough, node, replace(some, sign=some.sign.to(search.dtype)), owner[part])
             proof = Asked(plan, state, node, some, owner[part])
-            bound = found.bound if plan is search else decide(proof, found)[1]
+            if patches is not None:
+                bound = _over_patches(patches, wish, proof, pace, goal)
+            else:
+                found = optimise(wish, pace, goal, known=known, keep=plan is not search)
+                bound = found.bound if plan is search else decide(proof, found)[1]
             result[part] = torch.maximum(result[part], bound)
         return result
 
     return tighten
+
+
+def _over_patches(patches: Geometry, wish: Asked, proof: Asked, pace: Pace, goal: float | None) -> Tensor:
+    """Lower bounds of unit rows whose ascent sees patches alone, decided where the two plans differ."""
+    assert isinstance(wish.rows, Selection) and isinstance(proof.rows, Selection)
+    seen = climbed(patches, wish.state, (wish.rows, wish.owner), pace, goal)
+    if proof.plan is wish.plan:
+        return seen.bound
+    return decided(proof.plan, proof.state, (proof.rows, proof.owner), seen)
 
 
 def sign_decides(plan: Plan, node: int) -> bool:

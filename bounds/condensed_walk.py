@@ -1,4 +1,4 @@
-"""The ascent of many rows over one condensed box: walks, corners and gradients as products of small matrices."""
+"""The ascent of many rows over condensed networks: walks, corners and gradients as products of small matrices."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from bounds.backward import LinearBounds
 from bounds.climb import Slope
 from bounds.concretize import minimiser
-from bounds.condensed import Condensed, Rays, Stage
 from bounds.layouts import Owner, flat
+from bounds.links import Network, Rays, Stage
 from bounds.ops.base import Interval, Line, Parameters
 
 CAREFUL = 0.12
@@ -41,13 +41,13 @@ class _Passed:
 
 @dataclass(slots=True)
 class CondensedRows(Slope):
-    """Lower bounds of R rows over one box as functions of the P parameters of the lines below them.
+    """Lower bounds of R rows as functions of the P parameters of the lines below them.
 
-    ``order``: the stages from the last to the first; ``bounds``: least and greatest parameters ``[1, P]``. After a walk
-    ``corner`` ``[R, inputs that vary]`` is where each row's line is least.
+    ``order``: the stages from the last to the first; ``bounds``: least and greatest parameters ``[1 or R, P]``. After a
+    walk ``corner`` ``[R, inputs that vary]`` is where each row's line is least.
     """
 
-    network: Condensed
+    network: Network
     order: tuple[Stage, ...]
     columns: Mapping[int, Columns]
     bounds: Interval
@@ -57,7 +57,7 @@ class CondensedRows(Slope):
     passed: dict[int, _Passed] = field(default_factory=dict)
 
     @staticmethod
-    def of(network: Condensed, target: Rays) -> CondensedRows:
+    def of(network: Network, target: Rays) -> CondensedRows:
         """The rows of ``target``, at the lines' own parameters."""
         start_at, order = network.plan.input, list[Stage]()
         waiting = {n for n in target.parts if n != start_at}
@@ -66,20 +66,20 @@ class CondensedRows(Slope):
             order.append(stage)
             waiting |= {n for link in stage.sources for n in link.sources if n != start_at}
             waiting.discard(stage.node)
-        columns, ranges, first = dict[int, Columns](), [target.bias.new_zeros((3, 0))], 0
+        columns, ranges, first = dict[int, Columns](), [target.bias.new_zeros((3, network.lines, 0))], 0
         for stage in order:
             places: list[slice | None] = []
             for side in stage.free:
                 places.append(None if side is None else slice(first, first + stage.choices))
                 if side is not None:
                     first += stage.choices
-                    ranges.append(torch.cat((side.start, side.least, side.greatest)))
+                    ranges.append(torch.stack((side.start, side.least, side.greatest)))
             columns[stage.node] = Columns(*places)
-        start, least, greatest = torch.cat(ranges, 1).split(1)
+        start, least, greatest = torch.cat(ranges, 2).unbind()
         return CondensedRows(network, tuple(order), columns, (least, greatest), target, start, start)
 
     def scale(self) -> Tensor:
-        """How far a step of size 1 goes for each parameter, ``[1, P]``."""
+        """How far a step of size 1 goes for each parameter, ``[1 or R, P]``."""
         least, greatest = self.bounds
         scale = greatest - least
         for stage in self.order:
@@ -90,8 +90,13 @@ class CondensedRows(Slope):
 
     def take(self, index: Tensor) -> CondensedRows:
         """Some of the rows."""
-        parts = {n: a[index] for n, a in self.target.parts.items()}
-        return replace(self, target=Rays(parts, self.target.bias[index]), passed={})
+        target = Rays({n: a[index] for n, a in self.target.parts.items()}, self.target.bias[index])
+        if self.network.lines == 1:
+            return replace(self, target=target, passed={})
+        network, (least, greatest) = self.network.take(index), self.bounds
+        order = tuple(network.stage(stage.node) for stage in self.order)
+        bounds = least[index], greatest[index]
+        return replace(self, network=network, order=order, target=target, bounds=bounds, passed={})
 
     def project(self, point: Tensor) -> None:
         """To the range of useful parameters."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bounds import machine
 from bounds.graph import Node
-from bounds.ops.base import Affine, Interval, Nonlinear, Relaxation
+from bounds.ops.base import Affine, Interval, Line, Nonlinear, Relaxation
 from bounds.ops.shaping import Reshape
 from bounds.ops.univariate import PiecewiseLinear
 from bounds.plan import Plan
@@ -195,14 +195,21 @@ def relaxed_charge(rounding: Rounding, op: Nonlinear, relaxation: Relaxation, op
     The step multiplies each coefficient by a slope (one rounding, seen at the operand's size) and sums the
     intercepts (a dot product over the node's elements).
     """
-    terms = relaxation.lower[0].offset[0].numel()
-    sizes = [size(operand) for operand in operands]
+    lower, upper = relaxation.lower[0], relaxation.upper[0]
+    greatest = [
+        Line(tuple(s.abs().amax(0, keepdim=True) for s in line.slopes), line.offset.abs().amax(0, keepdim=True))
+        for line in (lower, upper)
+    ]
+    return lines_charge(rounding, op, greatest, [size(operand) for operand in operands])[0]
+
+
+def lines_charge(rounding: Rounding, op: Nonlinear, lines: list[Line], sizes: list[Tensor]) -> Tensor:
+    """The same for lines (absolute values) and operands of given ``sizes``, ``[N, *shape]``."""
     products = op.terms(*(tuple(m.shape[1:]) for m in sizes))
     total: Tensor | None = None
-    for line in (relaxation.lower[0], relaxation.upper[0]):
-        part = rounding.affine(terms, line.offset.abs().amax(0))
-        greatest = [s.abs().amax(0, keepdim=True) for s in line.slopes]
-        part = part + len(operands) * rounding.affine(products, op.along(greatest, sizes)[0])
+    for line in lines:
+        part = rounding.affine(line.offset[0].numel(), line.offset)
+        part = part + len(sizes) * rounding.affine(products, op.along(line.slopes, sizes))
         total = part if total is None else torch.maximum(total, part)
     assert total is not None
     return total

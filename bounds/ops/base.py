@@ -130,6 +130,17 @@ class Freedom:
     greatest: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Slide:
+    """An operator over images whose result at (y, x) depends on the ``extent`` of its operand that begins at
+    ``(y, x) stride - begin``, in the same way everywhere; ``op`` is itself without padding."""
+
+    op: Op
+    stride: tuple[int, int]
+    begin: tuple[int, int]
+    extent: tuple[int, int]
+
+
 class Op(ABC):
     """An operation of a graph. Subclasses are frozen dataclasses with plain (hashable) fields."""
 
@@ -319,6 +330,10 @@ class Affine(Op):
 
     def spans(self, rows: Windows, position: int, operands: Sequence[Tensor | None], radius: Tensor) -> Tensor | None:
         """``[R]``: ``|pullback(rows)| . radius``, up to rounding, for radii ``[N, *shape]``; None: no cheap way."""
+        return None
+
+    def slide(self, operands: Sequence[Tensor | None]) -> Slide | None:
+        """How the operator slides over its one variable operand, an image; None (the default) where it does not."""
         return None
 
     def unit_windows(

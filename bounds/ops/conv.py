@@ -6,7 +6,7 @@ Each is the other's transposed step. Unequal padding at the two ends is done by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn import functional
 from bounds.layouts import Places, Selection, Windows
 from bounds.ops import reading
 from bounds.ops.arithmetic import Add
-from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Shape
+from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Shape, Slide
 from bounds.ops.indexing import reversed_pads
 from bounds.ops.shaping import reshape
 from bounds.ops.windows import read_axes
@@ -160,6 +160,14 @@ class Conv(Affine):
         size = [(rows.shape[k + 2] - 1) * 2 + kernel[k] + rest[k] for k in (0, 1)]
         images = functional.pad(images, (0, size[1] - images.shape[3], 0, size[0] - images.shape[2]))
         return images[:, :, padding[0] : size[0] - padding[0], padding[1] : size[1] - padding[1]]
+
+    def slide(self, operands: Sequence[Tensor | None]) -> Slide | None:
+        weight = operands[1]
+        if len(self.strides) != 2 or weight is None:
+            return None
+        tall, wide = ((k - 1) * d + 1 for k, d in zip(weight.shape[2:], self.dilations, strict=True))
+        plain = replace(self, pads=(0,) * 4)
+        return Slide(plain, (self.strides[0], self.strides[1]), (self.pads[0], self.pads[1]), (tall, wide))
 
     def unit_windows(
         self, units: Selection, places: Places, position: int, operands: Sequence[Tensor | None], shape: Shape
