@@ -8,7 +8,7 @@ Its charges are those of any step over lines (``interval.py``), for these lines.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -77,37 +77,48 @@ def _step(walk: Walk, index: int, seen: Seen, owner: Tensor) -> None:
     """Rows over a relaxed node, each by lines of its own."""
     plan, node = walk.plan, walk.plan.graph.nodes[index]
     assert isinstance(node.op, Nonlinear)
-    rows, (below, above) = _placed(seen, index, walk.rows.pop(index), owner)
-    places, op = _Places(rows, owner), node.op
-    ends = [
-        (places.at(low, node.shape), places.at(high, node.shape)) for low, high in plan.ends(index, walk.state.bounds)
-    ]
-    relaxation = op.relaxation(ends, plan.rounding, (below, above))
+    rows = walk.rows.pop(index)
+    rows = rows.inside(node.shape) if isinstance(rows, Windows) else rows
+    places = _Places(seen.patches, index, owner, rows)
+    rows = rows if places.alike else Dense(rows.dense(node.shape))
+    ends = [(places.at(low), places.at(high)) for low, high in plan.ends(index, walk.state.bounds)]
+    below, above = (None if p is None else places.laid(p).to(plan.dtype) for p in seen.parameters[index])
+    relaxation = node.op.relaxation(ends, plan.rounding, (below, above))
     _charge(walk, index, (rows, places), relaxation, ends)
     positive, negative = rows.values.clamp(min=0), rows.values.clamp(max=0)
     lower, upper = relaxation.lower[0], relaxation.upper[0]
     walk.contribute(flat(positive * lower.offset).sum(1) + flat(negative * upper.offset).sum(1))
     variables = [i for i, c in zip(node.inputs, plan.operands[index], strict=True) if c is None]
     for source, under, over in zip(variables, lower.slopes, upper.slopes, strict=True):
-        moved = rows.values * torch.where(rows.values > 0, under, over)
-        walk.receive(source, Windows(moved, rows.places) if isinstance(rows, Windows) else Dense(moved))
+        walk.receive(source, replace(rows, values=rows.values * torch.where(rows.values > 0, under, over)))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Places:
-    """Where rows are."""
+    """Where the rows of a deciding walk are at a relaxed node: on windows that are the patches, else over the image."""
 
-    rows: Rows
-    owner: Tensor
+    def __init__(self, patches: Patches, node: int, owner: Tensor, rows: Rows) -> None:
+        self.patches, self.owner, ground = patches, owner, patches.ground
+        frame = ground.geometry.frames[node]
+        factor, shift = (ground.place.new_tensor(v) for v in (frame.factor, frame.shift))
+        self.node, self.shape = node, patches.plan.graph.nodes[node].shape
+        self.windows = Places(patches.where, ground.place * factor - shift, ground.owner)
+        self.alike = isinstance(rows, Windows) and not rows.places.whole and rows.size == frame.size
+        if self.alike and isinstance(rows, Windows):
+            mine, theirs = self.windows, rows.places
+            self.alike = torch.equal(mine.origin[mine.place], theirs.origin[theirs.place])
 
-    def at(self, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def laid(self, values: Tensor) -> Tensor:
+        """Numbers at the patches ``[R, C h w]`` as the rows lie."""
+        geometry = self.patches.ground.geometry
+        found = Windows.of_whole(values.reshape(-1, *geometry.shape(self.node)), self.windows)
+        return found.values if self.alike else found.dense(self.shape)
+
+    def at(self, values: Tensor) -> Tensor:
         """Values ``[N or 1, *shape]`` of boxes where the rows have coefficients, row by row."""
-        values = values.expand(values.shape[0], *shape)
-        if isinstance(self.rows, Windows):
-            found = self.rows.gather(values)
-        else:
-            found = values if values.shape[0] == 1 else values[self.owner]
-        return found.expand(self.owner.shape[0], *found.shape[1:])
+        values = values.expand(values.shape[0], *self.shape)
+        if self.alike:
+            return self.laid(self.patches.ground.at(self.node, values).index_select(0, self.patches.where))
+        return values.expand(self.owner.shape[0], *self.shape) if values.shape[0] == 1 else values[self.owner]
 
 
 def _charge(walk: Walk, index: int, where: tuple[Rows, _Places], relaxation: Relaxation, ends: list[Interval]) -> None:
@@ -125,30 +136,5 @@ def _charge(walk: Walk, index: int, where: tuple[Rows, _Places], relaxation: Rel
     charge = lines_charge(plan.rounding, node.op, lines, sizes)
     error = None if plan.machine is None else machine.roundoff(plan, node, walk.state.bounds)
     if error is not None:
-        charge = charge + places.at(error.unsqueeze(0), node.shape)
+        charge = charge + places.at(error.unsqueeze(0))
     walk.error = walk.error + flat(rows.values.abs() * charge).sum(1)
-
-
-def _placed(seen: Seen, index: int, rows: Rows, owner: Tensor) -> tuple[Rows, Parameters]:
-    """Rows of a node and parameters as they lie: on windows where those are the patches, else over the whole image."""
-    geometry, patches = seen.patches.ground.geometry, seen.patches
-    frame, plan = geometry.frames[index], geometry.plan
-    shape, dtype = plan.graph.nodes[index].shape, rows.values.dtype
-    factor, shift = (patches.ground.place.new_tensor(v) for v in (frame.factor, frame.shift))
-    places = Places(patches.where, patches.ground.place * factor - shift, patches.ground.owner)
-    same = isinstance(rows, Windows) and not rows.places.whole and rows.size == frame.size
-    alike = same and isinstance(rows, Windows) and _alike(rows.places, places)
-
-    def laid(values: Tensor | None) -> Tensor | None:
-        if values is None:
-            return None
-        found = Windows.of_whole(values.to(dtype).reshape(-1, *geometry.shape(index)), places)
-        return found.values if alike else found.dense(shape)
-
-    below, above = seen.parameters[index]
-    return rows if alike else Dense(rows.dense(shape)), (laid(below), laid(above))
-
-
-def _alike(one: Places, two: Places) -> bool:
-    """Whether windows of the same size lie at the same places."""
-    return torch.equal(one.origin[one.place], two.origin[two.place])
