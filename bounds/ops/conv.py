@@ -75,6 +75,8 @@ class Conv(Affine):
         weight = operands[1]
         assert position == 0 and weight is not None
         half = len(self.strides)
+        if self._tiles(weight):
+            return self._tiled(rows, weight, shape)
         begin, end = self.pads[:half], self.pads[half:]
         padding = begin if begin == end and min(begin) >= 0 else (0,) * half
         # The part of the (padded) input that no window reaches, at its end, is what output_padding restores.
@@ -92,6 +94,20 @@ class Conv(Affine):
         if padding != begin or padding != end:
             flat = functional.pad(flat, reversed_pads([-p for p in self.pads]))
         return flat.reshape(rows.shape[0], *shape)
+
+    def _tiles(self, weight: Tensor) -> bool:
+        """Whether no two of its windows overlap, and each is more than a point."""
+        plain = len(self.strides) == 2 and self.groups == 1 and self.dilations == (1, 1)
+        return plain and tuple(weight.shape[2:]) == self.strides and max(self.strides) > 1
+
+    def _tiled(self, rows: Tensor, weight: Tensor, shape: Shape) -> Tensor:
+        """The transposed step of windows that lie side by side: one matrix product, and its results laid out."""
+        (tall, wide), flat = self.strides, rows.flatten(0, 1)
+        count, _, height, width = flat.shape
+        tiles = (flat.permute(0, 2, 3, 1) @ weight.flatten(1)).reshape(count, height, width, -1, tall, wide)
+        images = tiles.permute(0, 3, 1, 4, 2, 5).reshape(count, -1, height * tall, width * wide)
+        ends = [shape[2] - height * tall + self.pads[0], shape[3] - width * wide + self.pads[1]]
+        return functional.pad(images, (-self.pads[1], ends[1], -self.pads[0], ends[0])).reshape(rows.shape[0], *shape)
 
     def pullback_windows(
         self, rows: Windows, position: int, operands: Sequence[Tensor | None], shape: Shape
