@@ -49,6 +49,7 @@ from bounds.patch_ascent import climbed, decided, rows_at_once
 from bounds.patches import Geometry, frames
 from bounds.plan import Plan
 from bounds.propagate import Tighten, chunk_rows, crown, open_rows
+from bounds.work import Account, climbing
 
 INNER = Pace(20, rate=0.4, decay=0.95, patience=4, least=0.04)
 """How inner neurons ascend: large steps, and no more once a neuron gains little."""
@@ -319,15 +320,17 @@ def decide(asked: Asked, found: Found) -> tuple[LinearBounds, Tensor]:
     return evaluate(dual, Multipliers(chosen, {}, dual.objective.weights))
 
 
-def optimised(search: Plan, steps: int, until: float = math.inf) -> Tighten:
+def optimised(search: Plan, steps: int, until: float = math.inf, account: Account | None = None) -> Tighten:
     """A ``Tighten`` that lets every row ascend for itself in the plan ``search`` (no error terms), then decides with
     one walk of the given plan. Elements whose sign is all that matters stop when it is known; those that a usual walk
-    of the given plan settles do not ascend.
+    of the given plan settles do not ascend, and nor do those of a layer for which too little is left on the ``account``
+    (None: a usual one): then CROWN's bounds stay.
 
     Rows whose turn comes after ``until`` (``time.monotonic()``) are left as they are (-inf: nothing gained).
     """
     pace = replace(INNER, steps=steps, until=until)
     known, seen = dict[int, Condensed](), list[object]()
+    account = Account() if account is None else account
 
     def tighten(plan: Plan, state: State, node: int, units: Selection, owner: Tensor) -> Tensor:
         if not seen or seen[0] is not state.bounds:  # another propagation
@@ -337,10 +340,13 @@ def optimised(search: Plan, steps: int, until: float = math.inf) -> Tighten:
         goal, count = (0.0 if sign_decides(search, node) else None), units.count()
         rows = torch.arange(count, device=plan.device)
         result = torch.full((owner.shape[0],), -torch.inf, dtype=plan.dtype, device=plan.device)
-        if goal is not None and units.mirrored:  # most signs are known by walks that are cheaper than those below
+        rough_first = goal is not None and units.mirrored
+        if rough_first:  # most signs are known by walks that are cheaper than those below
             result = crown(plan, state, node, units, owner, until)
             rows = open_rows(plan, state, node, units, owner, result)
         patches = frames(search, node) if state.ball is None else None
+        if not account.grants(state, climbing(search, node, patches, rows.shape[0] * owner.shape[0] // count, steps)):
+            return result if rough_first else crown(plan, state, node, units, owner, until)
         size = chunk_rows(plan, node) if patches is None else rows_at_once(plan, patches)
         for chosen in rows.split(max(1, size // (2 if units.mirrored else 1))):
             if time.monotonic() > until or not chosen.shape[0]:

@@ -212,7 +212,8 @@ class Alpha(Method):
     ``start``: the ``slopes`` of earlier bounds of the same target; what is asked for is then at least as good as what
     they give. Its bounds carry no gradient. ``ValueError`` for fewer than one step.
 
-    Where parameters for each neuron do not fit into ``memory``, the neurons of a layer share theirs (``shared.py``).
+    Where parameters for each neuron do not fit into ``memory``, the neurons of a layer share theirs (``shared.py``);
+    layers whose neurons would take more products than ``work.py`` allows keep CROWN's bounds.
     With ``joint`` those of all neurons climb together for the sum of the bounds that are asked for (``joint.py``): for
     small networks of ReLUs (``ValueError`` names another operator), from CROWN's parameters, and none are returned.
     """

@@ -23,10 +23,10 @@ from bounds.layouts import Dense, Owner, Places, Rows, Selection, Windows, flat
 from bounds.ops.base import Interval, Line, Nonlinear, Parameters, Relaxation
 from bounds.patches import Geometry, Patches
 from bounds.plan import Plan
-from bounds.propagate import COPIES, MEMORY
+from bounds.propagate import MEMORY
 
-HELD = 12
-"""Numbers that an ascent holds for each element of a row: lines, ranges, parameters and their moments."""
+HELD = 24
+"""Numbers that an ascent holds for each element of a row: lines, ranges, parameters and their moments, a walk."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +41,7 @@ class Seen:
 def rows_at_once(plan: Plan, geometry: Geometry) -> int:
     """How many rows climb together within the plan's memory."""
     memory = MEMORY if plan.memory is None else plan.memory
-    return max(1, memory // (HELD * COPIES * plan.dtype.itemsize * geometry.elements()))
+    return max(1, memory // (HELD * plan.dtype.itemsize * geometry.elements()))
 
 
 def climbed(geometry: Geometry, state: State, rows: tuple[Selection, Tensor], pace: Pace, goal: float | None) -> Seen:

@@ -24,8 +24,10 @@ from bounds.condensed import Condensed
 from bounds.condensed_walk import CondensedRows
 from bounds.dual import by_rows, each, freedoms, initial, recast, with_slopes
 from bounds.layouts import Selection, flat
+from bounds.patches import frames
 from bounds.plan import Plan
-from bounds.propagate import MEMORY, Tighten, chunk_rows, crown
+from bounds.propagate import MEMORY, Tighten, chunk_rows, crown, open_rows
+from bounds.work import Account, climbing
 
 HELD = 6
 """Copies of ``[R, P]`` that an ascent holds: the point, the best one, two moments, the gradient, a step."""
@@ -38,16 +40,19 @@ def optimised_within_memory(search: Plan, steps: int, until: float = math.inf) -
     """``optimised``, but neurons of one node of one box share their parameters where their own would not fit.
 
     What fits: ``HELD`` copies of ``[R, P]`` within ``memory`` of the plan given (``USUAL`` bytes where it has none).
-    Networks with coupled operators (softmax, maxima over axes) never share.
+    Networks with coupled operators (softmax, maxima over axes) never share, and nor do rows over patches. A layer that
+    would take too many products (``work.py``) keeps CROWN's bounds.
     """
-    own, pace = optimised(search, steps, until), replace(INNER, steps=steps, patience=0, until=until)
+    account, pace = Account(), replace(INNER, steps=steps, patience=0, until=until)
+    own = optimised(search, steps, until, account)
     sharing = Condensed.fits(search)
 
     def tighten(plan: Plan, state: State, node: int, units: Selection, owner: Tensor) -> Tensor:
         limit = USUAL if plan.memory is None else plan.memory
         relaxed = [plan.graph.nodes[k].shape for k in state.relaxations]
         most = owner.shape[0] * sum(map(math.prod, relaxed)) * HELD * search.dtype.itemsize
-        if not sharing or not units.mirrored or most <= limit:
+        few = most <= limit or (state.ball is None and frames(search, node) is not None)  # patches hold few parameters
+        if not sharing or not units.mirrored or few:
             return own(plan, state, node, units, owner)
         rough, count = state if plan is search else recast(search, state), units.count()
         needed = (
@@ -61,14 +66,18 @@ def optimised_within_memory(search: Plan, steps: int, until: float = math.inf) -
         for box in (needed > limit).nonzero().flatten().tolist():
             mine = (owner[:count] == box).nonzero().flatten()
             part, one = units.take(mine), of_box(plan, state, box)
-            found = crown(plan, one, node, part, torch.zeros_like(owner[: 2 * mine.shape[0]]), until)
+            places, both = torch.zeros_like(owner[: 2 * mine.shape[0]]), torch.cat([mine, mine + count])
+            result[both] = found = crown(plan, one, node, part, places, until)
+            left = open_rows(plan, one, node, part, places, found).shape[0]
+            if not account.grants(state, climbing(search, node, None, 2 * left, steps)):
+                continue
             layer = Layer(
                 replace(search, memory=plan.memory), of_box(search, rough, box), node, part, found.to(search.dtype)
             )
             better = layer.climbed(pace)
             if plan is not search:
                 better = layer.decided(plan, one, until)
-            result[torch.cat([mine, mine + count])] = torch.maximum(found, better)
+            result[both] = torch.maximum(found, better)
         return result
 
     return tighten
