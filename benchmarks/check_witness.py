@@ -50,10 +50,12 @@ def outputs(model: bytes, witness: dict[str, str]) -> tuple[dict[str, Fraction],
     return named | {f"Y_{i}": Fraction(float(v)) for i, v in enumerate(y)}, dtype
 
 
-def literal(relation: str, left: object, right: object, values: dict[str, Fraction], dtype: type) -> tuple[bool, int]:
-    """Whether a comparison holds, and 1 where it needed a neighbouring number."""
+def literal(
+    relation: str, left: object, right: object, values: dict[str, Fraction], dtype: type, tolerance: Fraction
+) -> tuple[bool, int]:
+    """Whether a comparison holds, up to an absolute tolerance, and 1 where it needed a neighbouring number."""
     one, two = (values[t] if isinstance(t, str) else t for t in (left, right))
-    if COMPARE[relation](one, two):
+    if COMPARE[relation](one, two) or abs(one - two) < tolerance:
         return True, 0
     if not (isinstance(left, str) and left[0] == "X" and isinstance(right, Fraction)):
         return False, 0
@@ -64,7 +66,9 @@ def literal(relation: str, left: object, right: object, values: dict[str, Fracti
     return Fraction(float(near)) != right and one in (below, above), 1
 
 
-def failures(text: str, values: dict[str, Fraction], dtype: type) -> tuple[int, int]:
+def failures(
+    text: str, values: dict[str, Fraction], dtype: type, tolerance: Fraction = Fraction(0)
+) -> tuple[int, int]:
     """How many assertions fail, and how many literals needed a neighbouring number. One pass, no recursion."""
     stack: list[list[object]] = [[]]
     failed = widened = 0
@@ -77,7 +81,7 @@ def failures(text: str, values: dict[str, Fraction], dtype: type) -> tuple[int, 
             head, *rest = stack.pop()
             result: object = None
             if head in COMPARE:
-                result, extra = literal(head, *rest, values, dtype)
+                result, extra = literal(head, *rest, values, dtype, tolerance)
                 widened += extra if result else 0
             elif head in ("and", "or"):
                 result = all(rest) if head == "and" else any(rest)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -80,6 +81,21 @@ def examples() -> ModuleType:
     """Every elementwise nonlinear operator with a reference: ``tests/helpers/nonlinear_examples.py``."""
     _module(CHECKOUT / "tests" / "helpers" / "relaxations.py")
     return _module(CHECKOUT / "tests" / "helpers" / "nonlinear_examples.py")
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], ModuleType]:
+    """A program of ``benchmarks/`` that has parts beside it, imported as ``benchmarks.NAME``."""
+
+    def named(name: str) -> ModuleType:
+        before = list(sys.path)
+        sys.path.append(str(CHECKOUT))  # last: the packages still come from where they are installed
+        try:
+            return importlib.import_module(f"benchmarks.{name}")
+        finally:
+            sys.path[:] = before
+
+    return named
 
 
 @pytest.fixture(scope="session")
