@@ -102,6 +102,7 @@ class DualRows(Slope):
     bounds: Interval
     weights: Tensor
     chosen: Multipliers
+    lined: State | None = None
     lines: LinearBounds | None = None
 
     @staticmethod
@@ -151,15 +152,16 @@ class DualRows(Slope):
     def value(self, point: Tensor) -> Tensor:
         """The lower bounds: one backward walk."""
         self.chosen = self.multipliers(point)
-        self.lines, bound = evaluate(self.dual, self.chosen)
+        self.lined = with_slopes(self.dual.plan, self.dual.state, self.chosen.slopes)
+        self.lines, bound = evaluate(self.dual, self.chosen, self.lined)
         return bound
 
     def gradient(self) -> Tensor:
         """From one forward pass of each row's minimising corner."""
         dual, plan, chosen, lines = self.dual, self.dual.plan, self.chosen, self.lines
-        assert lines is not None
+        assert lines is not None and self.lined is not None
         corner = minimiser(lines, dual.state.box, dual.state.ball)
-        values = primal(plan, with_slopes(plan, dual.state, chosen.slopes), dual.target, lines.trace, corner)
+        values = primal(plan, self.lined, dual.target, lines.trace, corner)
         sides = {n: self._sides(n, pair, lines.trace.get(n), values) for n, pair in chosen.slopes.items()}
         found = []
         for part in self.parts:
@@ -204,6 +206,7 @@ class DualRows(Slope):
             bounds=(low[index], high[index]),
             weights=self.weights[index],
             chosen=self.chosen.take(index, self.dual.plan.dtype),
+            lined=None,
             lines=None,
         )
 

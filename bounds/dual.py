@@ -100,15 +100,17 @@ class Dual:
         return replace(self, state=by_rows(self.plan, self.state, index), objective=objective, signs=signs)
 
 
-def evaluate(dual: Dual, multipliers: Multipliers) -> tuple[LinearBounds, Tensor]:
+def evaluate(dual: Dual, multipliers: Multipliers, lined: State | None = None) -> tuple[LinearBounds, Tensor]:
     """One walk with given multipliers: the lines (with their trace) and the lower bound ``[R]``.
+
+    ``lined``: the state with the lines of their slopes, where it is at hand.
 
     With a rounding model the bound is true in exact arithmetic, whatever the multipliers are.
     """
     plan, target = dual.plan, dual.target
     objective = replace(dual.objective, weights=multipliers.weights)
     rows, rhs = objective.combined()
-    state = with_slopes(plan, dual.state, multipliers.slopes)
+    state = with_slopes(plan, dual.state, multipliers.slopes) if lined is None else lined
     state = replace(state, splits={node: Split(multipliers.betas[node] * sign) for node, sign in dual.signs.items()})
     lines = backward(plan, state, target, rows, Owner(None, rows.shape[0], 1), trace=True)
     bound = concretize(plan, lines, state.box, state.ball) - rhs
