@@ -30,7 +30,7 @@ from bounds.ops.gemm import Gemm
 from bounds.ops.relu import Relu
 from bounds.plan import prepare
 from bounds.rounding import Rounding
-from verifier.branch.frontier import Subproblems
+from verifier.branch.frontier import Frontier, Subproblems
 from verifier.branch.input_split import InputSplit
 from verifier.branch.problem import Problem
 from verifier.branch.splits import Splits
@@ -158,12 +158,12 @@ def clipped_across_clauses(patch: Patch) -> None:
 
 def leaf_dropped(patch: Patch) -> None:
     """The frontier forgets what does not fit into the next batch."""
-    wrap(
-        patch,
-        Subproblems,
-        "pop",
-        lambda f, self, count: (self.take(self.bound.argsort()[-8:]), self.take(self.task[:0])),
-    )
+
+    def change(original: Callable[..., Any], self: Frontier, count: int) -> Any:
+        everything = original(self, self.size)
+        return everything.take(everything.bound.argsort()[-8:])
+
+    wrap(patch, Frontier, "pop", change)
 
 
 def children_that_do_not_cover(patch: Patch) -> None:

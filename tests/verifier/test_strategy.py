@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from verifier.strategy import (
+    BATCH_ELEMENTS,
     FORWARD_ACTIVATIONS,
     FORWARD_BOXES,
     MOST_FREE_INPUTS,
@@ -57,7 +58,7 @@ def test_each_setting_that_depends_on_the_query_has_a_choice_with_a_reason() -> 
         (Features(5, 1, 1, 6 * FORWARD_ACTIVATIONS - 1), False, "599 activations are fewer than 600"),
         (Features(5, FORWARD_BOXES + 1, 1, 6000), False, "65 boxes are more than 64"),
         (Features(5, FORWARD_BOXES, 1, 6000), True, "6000 activations"),
-        (Features(5, 1, 1, 10**6), False, "1536000000 coefficients a batch are more than 268435456"),
+        (Features(5, 1, 1, 10**6), False, "384000000 coefficients a batch are more than 268435456"),
     ],
 )
 def test_forward_bounds_and_the_reason(what: Features, value: bool, reason: str) -> None:
@@ -65,6 +66,11 @@ def test_forward_bounds_and_the_reason(what: Features, value: bool, reason: str)
     assert strategy.input_split.forward is value
     (choice,) = [c for c in strategy.choices if c.name == "input_split.forward"]
     assert reason in choice.reason
+
+
+def test_batches_are_sized_by_the_network() -> None:
+    sizes = [choose(Features(5, 1, 1, 100, elements)).input_split.batch for elements in (145, 624, 2128, 10**6)]
+    assert sizes == [4096, BATCH_ELEMENTS // 624, BATCH_ELEMENTS // 2128, 64]
 
 
 def test_few_varying_inputs_are_split() -> None:

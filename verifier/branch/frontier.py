@@ -1,9 +1,14 @@
-"""The open subproblems: a struct of tensors, taken best bound first."""
+"""The open subproblems: a struct of tensors, taken best bound first, within a limit of memory.
+
+What a subproblem inherits takes most of its memory (kilobytes, against a hundred bytes of its box). Where all of them
+together would exceed the limit, those with the greatest bounds, which are due last, forget what they inherited: they
+are bounded from their box alone when their turn comes. Nothing is ever dropped.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +48,15 @@ class Subproblems:
             {node: (low[index], high[index]) for node, (low, high) in self.inherited.items()},
         )
 
+    def write(self, at: Tensor, new: Subproblems) -> None:
+        """Overwrite those at ``at`` in place."""
+        for old, values in zip(self._tensors(), new._tensors(), strict=True):
+            old[at] = values
+
+    def _tensors(self) -> list[Tensor]:
+        own = [self.lower, self.upper, self.task, self.alive, self.bound, self.share]
+        return own + [end for node in sorted(self.inherited) for end in self.inherited[node]]
+
     @staticmethod
     def cat(parts: list[Subproblems]) -> Subproblems:
         """All of them, in order; the parts must inherit the same nodes."""
@@ -65,10 +79,112 @@ class Subproblems:
             },
         )
 
-    def pop(self, count: int) -> tuple[Subproblems, Subproblems]:
-        """``(the count with the least bounds, the rest)``."""
-        chosen, rest = least(self.bound, count)
-        return self.take(chosen), self.take(rest)
+    def bare(self) -> Subproblems:
+        """The same without what they inherit."""
+        return replace(self, inherited={})
+
+
+class _Store:
+    """Subproblems in the slots of tensors that grow; a free slot has the bound +inf and the share 0."""
+
+    def __init__(self, like: Subproblems) -> None:
+        self.slots = like.take(like.task[:0])
+        self.free = like.task[:0]
+        self.size = 0
+
+    def put(self, new: Subproblems) -> None:
+        """Add subproblems that inherit the same nodes."""
+        missing = new.size - self.free.shape[0]
+        if missing > 0:
+            self._grow(max(missing, self.slots.size))
+        at, self.free = self.free[: new.size], self.free[new.size :]
+        self.slots.write(at, new)
+        self.size += new.size
+
+    def take(self, at: Tensor) -> Subproblems:
+        """Remove those in some slots."""
+        found = self.slots.take(at)
+        self.slots.bound[at], self.slots.share[at] = torch.inf, 0.0
+        self.free = torch.cat([self.free, at])
+        self.size -= at.shape[0]
+        return found
+
+    def last(self, count: int) -> Subproblems:
+        """Remove the ``count`` with the greatest bounds."""
+        taken = torch.ones_like(self.slots.task, dtype=torch.bool)
+        taken[self.free] = False
+        used = taken.nonzero().flatten()
+        return self.take(used[torch.topk(self.slots.bound[used], count, sorted=False).indices])
+
+    def _grow(self, count: int) -> None:
+        old = self.slots
+
+        def empty(values: Tensor) -> Tensor:
+            return values.new_empty((count, *values.shape[1:]))
+
+        blank = Subproblems(
+            empty(old.lower),
+            empty(old.upper),
+            empty(old.task),
+            empty(old.alive),
+            old.bound.new_full((count,), torch.inf),
+            old.share.new_zeros(count),
+            {node: (empty(low), empty(high)) for node, (low, high) in old.inherited.items()},
+        )
+        self.free = torch.cat([self.free, torch.arange(old.size, old.size + count, device=self.free.device)])
+        self.slots = Subproblems.cat([old, blank])
+
+
+class Frontier:
+    """Open subproblems; ``first`` have inherited nothing yet, ``shapes`` are those of the nodes whose bounds later ones
+    inherit, ``memory`` the bytes that these may take."""
+
+    def __init__(self, first: Subproblems, shapes: Mapping[int, tuple[int, ...]], dtype: torch.dtype, memory: int):
+        self.shapes, self.dtype = shapes, dtype
+        each = sum(2 * dtype.itemsize * int(torch.Size(s).numel()) for s in shapes.values())
+        self.most = memory // max(1, each)
+        self.warm = _Store(self._unbounded(first.take(first.task[:0])))
+        self.cold = _Store(first.bare())
+        self.cold.put(first.bare())
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return self.warm.size + self.cold.size
+
+    @property
+    def bound(self) -> Tensor:
+        """The bounds of all slots: +inf where one is free."""
+        return torch.cat([self.warm.slots.bound, self.cold.slots.bound])
+
+    @property
+    def share(self) -> Tensor:
+        """The shares of all slots: 0 where one is free."""
+        return torch.cat([self.warm.slots.share, self.cold.slots.share])
+
+    def push(self, new: Subproblems) -> None:
+        """Add subproblems; above the limit, those with the greatest bounds forget what they inherited."""
+        over = self.warm.size + new.size - self.most
+        if over > 0 and self.warm.size:
+            gone = self.warm.last(min(self.warm.size, max(over, self.most // 2)))
+            self.cold.put(gone.bare())
+        (self.warm if new.size <= self.most else self.cold).put(new if new.size <= self.most else new.bare())
+
+    def pop(self, count: int) -> Subproblems:
+        """Remove the ``count`` with the least bounds; what they do not inherit is unbounded."""
+        chosen = torch.topk(self.bound, min(count, self.size), largest=False, sorted=False).indices
+        within = chosen < self.warm.slots.size
+        warm, cold = chosen[within], chosen[~within] - self.warm.slots.size
+        parts = [self.warm.take(warm)] if warm.shape[0] else []
+        if cold.shape[0] or not parts:
+            parts.append(self._unbounded(self.cold.take(cold)))
+        return Subproblems.cat(parts)
+
+    def _unbounded(self, bare: Subproblems) -> Subproblems:
+        def low(shape: tuple[int, ...]) -> Tensor:
+            return torch.full((bare.size, *shape), -torch.inf, dtype=self.dtype, device=bare.task.device)
+
+        return replace(bare, inherited={i: (low(shape), -low(shape)) for i, shape in self.shapes.items()})
 
 
 def least(bound: Tensor, count: int) -> tuple[Tensor, Tensor]:

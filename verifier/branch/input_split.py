@@ -28,14 +28,12 @@ from bounds.ops.base import Interval
 from bounds.plan import Plan
 from bounds.propagate import crown, propagate
 from verifier.branch.clip import clip, joint
-from verifier.branch.frontier import Subproblems
+from verifier.branch.frontier import Frontier, Subproblems
 from verifier.branch.problem import Literals, Problem, Step, outward
 from verifier.strategy import SplitPlan
 
 INHERITED_ELEMENTS = 4096
 """Watched elements up to which subproblems carry their parents' bounds (32 kB each in float32)."""
-INHERITED_IN_ALL = 1 << 26
-"""The same limit for all first subproblems together."""
 CLIP_MARGIN = 1e-5
 """Inputs are cut away only where a literal fails by at least this much, so that the margin of a proof is known."""
 
@@ -82,11 +80,10 @@ class InputSplit:
         self.free = problem.varying.any(0).nonzero().flatten()
         shapes = {i: plans[0].graph.nodes[i].shape for i in plans[0].watched if i not in plans[0].direct}
         elements = sum(int(torch.Size(s).numel()) for s in shapes.values())
-        few = elements <= INHERITED_ELEMENTS and elements * problem.tasks <= INHERITED_IN_ALL
-        self.inherited = shapes if few else {}
+        self.inherited = shapes if elements <= INHERITED_ELEMENTS else {}
 
     def start(self) -> Subproblems:
-        """One subproblem per task: its whole box."""
+        """One subproblem per task: its whole box, which inherits nothing yet."""
         problem = self.problem
         tasks = torch.arange(problem.tasks, device=problem.box.device)
         boxes = problem.box
@@ -98,21 +95,15 @@ class InputSplit:
             problem.clauses >= 0,
             nothing,
             torch.full_like(nothing, 1 / max(1, problem.tasks)),
-            {i: self._unbounded(shape) for i, shape in self.inherited.items()},
+            {},
         )
 
-    def _unbounded(self, shape: tuple[int, ...]) -> Interval:
-        low = torch.full(
-            (self.problem.tasks, *shape), -torch.inf, dtype=self.plans[0].dtype, device=self.plans[0].device
-        )
-        return low, -low
-
-    def run(self, frontier: Subproblems | None = None) -> Iterator[Step]:
+    def run(self) -> Iterator[Step]:
         """Rounds until nothing is open; a step after each (stop iterating to stop)."""
-        frontier = self.start() if frontier is None else frontier
-        refuted, least, stuck = 0, float("inf"), []
+        frontier = Frontier(self.start(), self.inherited, self.plans[0].dtype, self.options.memory)
+        refuted, least, stuck = 0, float("inf"), list[Subproblems]()
         while frontier.size:
-            batch, frontier = frontier.pop(self.options.batch)
+            batch = frontier.pop(self.options.batch)
             bounded = self._bound(batch)
             open_ = (bounded.margins <= 0).any(1)
             refuted += int((~open_).sum())
@@ -125,7 +116,7 @@ class InputSplit:
             children, immovable = self._children(batch, bounded, open_, frontier.size)
             if immovable.size:
                 stuck.append(immovable)
-            frontier = Subproblems.cat([frontier, children])
+            frontier.push(children)
             yield Step.of(frontier, stuck, refuted, least, points)
 
     def full(self, lower: Tensor, upper: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
