@@ -245,6 +245,17 @@ def _reduction(operator: str) -> Entry:
     return entry
 
 
+def _place(operator: str) -> Entry:
+    """Of the first extreme element of an axis, or of everything."""
+
+    def entry(call: Call) -> Value:
+        if call.get("dim") is not None:
+            return call.make(operator, call["self"], axis=call.axis(), keepdims=int(call["keepdim"]))
+        return call.reshaped(call.make(operator, call.reshaped(call["self"], (-1,)), axis=0), call.shape)
+
+    return entry
+
+
 def _extremum(operator: str) -> Entry:
     """Of an axis, of everything, or of two tensors; the places of the extremum are not supported."""
 
@@ -261,8 +272,8 @@ def _extremum(operator: str) -> Entry:
 _UNARY = MappingProxyType(
     {
         "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "abs": "Abs", "neg": "Neg", "exp": "Exp", "log": "Log",
-        "sqrt": "Sqrt", "sin": "Sin", "cos": "Cos", "erf": "Erf", "reciprocal": "Reciprocal", "sign": "Sign",
-        "floor": "Floor", "ceil": "Ceil", "hardswish": "HardSwish", "selu": "Selu", "mish": "Mish",
+        "sqrt": "Sqrt", "sin": "Sin", "cos": "Cos", "tan": "Tan", "erf": "Erf", "sign": "Sign", "floor": "Floor",
+        "reciprocal": "Reciprocal", "ceil": "Ceil", "hardswish": "HardSwish", "selu": "Selu", "mish": "Mish",
     }
 )  # fmt: skip
 
@@ -352,6 +363,9 @@ TABLE: Mapping[str, Entry] = MappingProxyType(
         "aten.amin": _reduction("ReduceMin"),
         "aten.max": _extremum("Max"),
         "aten.min": _extremum("Min"),
+        "aten.argmax": _place("ArgMax"),
+        "aten.argmin": _place("ArgMin"),
+        "aten.einsum": lambda call: call.make("Einsum", *call["tensors"], equation=call["equation"]),
         "aten.batch_norm": layers.batch_norm,
         "aten._native_batch_norm_legit_no_training": layers.batch_norm,
         "aten.layer_norm": layers.layer_norm,

@@ -290,3 +290,47 @@ def test_counts_and_booleans_are_compared_in_the_type_that_torch_takes() -> None
         )
     )
     traced(module, torch.zeros(1, 4))
+
+
+def test_conversions_between_floating_types() -> None:
+    """The checks of types that the export records beside them compute nothing."""
+    layer = nn.Linear(3, 2)
+    traced(Function(lambda x: layer(x.float()).double()), torch.randn(1, 3))
+    for module in (Function(lambda x: x.float().relu().double()), Function(lambda x: x.to(torch.float32) * 2)):
+        for dtype in (torch.float32, torch.float64):
+            graph = trace(module, torch.ones((2, 3), dtype=dtype))
+            x = torch.tensor([[[-1.0, 0.5, 2.0]] * 2], dtype=D)
+            torch.testing.assert_close(graph.evaluate(x)[0], module(x[0]).unsqueeze(0).to(D))
+    with pytest.raises(TraceError, match="a conversion to torch.int64"):
+        trace(Function(lambda x: x.long().float()), torch.ones(1, 3))
+
+
+def test_places_of_extreme_elements_tangents_and_einsum() -> None:
+    example = torch.tensor([[0.2, -0.3, 0.1], [0.7, 0.6, -1.0]])
+    traced(Function(lambda x: x.argmax(1, keepdim=True).to(x.dtype) + x.argmin(-1).to(x.dtype)), example)
+    traced(Function(lambda x: x.argmax().to(x.dtype) + x.argmin(0)), example)
+    traced(Function(lambda x: torch.einsum("ij,kj->ik", x, x.tan()) + torch.einsum("ij->i", x)), example)
+
+
+class Twofold(nn.Module):
+    """A branch of its code is another one while it is recorded, and the example does not show it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if torch.compiler.is_exporting() else x.relu()
+
+
+class Guarded(nn.Module):
+    """It takes nothing outside [0, 1], when it is not recorded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting() and not bool(((x >= 0) & (x <= 1)).all()):
+            raise ValueError("outside [0, 1]")
+        return 2 * x
+
+
+def test_another_point_than_the_example_is_compared() -> None:
+    with pytest.raises(TraceError, match="near the example.*branch"):
+        trace(Twofold(), torch.full((1, 50), 0.01))
+    assert len(trace(Guarded(), torch.ones((1, 50))).nodes) == 3
+    # Beyond the domain both have no value.
+    assert len(trace(Function(torch.log), torch.full((1, 50), 0.01)).nodes) == 2
