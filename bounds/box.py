@@ -53,7 +53,7 @@ class Box:
 
     def empty(self) -> Tensor:
         """``[N]`` bool: which boxes contain no point."""
-        return (self.lower > self.upper).flatten(1).any(1)
+        return (self.lower > self.upper).unsqueeze(-1).flatten(1).any(1)
 
     def take(self, index: Tensor) -> Box:
         """The boxes at ``index`` ``[K]``, in that order."""
@@ -130,10 +130,10 @@ class LpBall:
         rounding = Rounding.of(self.centre.dtype)
         terms = x[0].numel() + 8
         length = _length(x - self.centre, self.p) * (1 + 2 * rounding.gamma(terms)) + terms * rounding.tiny
-        inside = (length <= self.radius) | (x == self.centre).flatten(1).all(1)
+        inside = (length <= self.radius) | (x == self.centre).unsqueeze(-1).flatten(1).all(1)
         if self.within is None:
             return inside
-        return inside & ((x >= self.within.lower) & (x <= self.within.upper)).flatten(1).all(1)
+        return inside & ((x >= self.within.lower) & (x <= self.within.upper)).unsqueeze(-1).flatten(1).all(1)
 
     def take(self, index: Tensor) -> LpBall:
         """The balls at ``index`` ``[K]``, in that order."""

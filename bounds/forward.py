@@ -38,7 +38,7 @@ class Functions:
     def of_box(box: Box, chosen: Tensor, rounding: Rounding | None) -> Functions:
         """Of the input itself; ``chosen`` ``[k]`` are flat places of inputs."""
         shape = box.lower.shape
-        low, high = box.lower.flatten(1), box.upper.flatten(1)
+        low, high = box.lower.unsqueeze(-1).flatten(1), box.upper.unsqueeze(-1).flatten(1)
         centre = (low + high) / 2
         radius = torch.maximum(high - centre, centre - low)
         radius = radius if rounding is None else rounding.up(radius)
@@ -49,7 +49,7 @@ class Functions:
         middle[:, places, chosen] = radius[:, chosen]
         middle[:, count] = centre
         distance[:, count] = radius.index_fill(1, chosen, 0.0)
-        return Functions(middle.unflatten(2, shape[1:]), distance.unflatten(2, shape[1:]))
+        return Functions(*(v.reshape(*v.shape[:2], *shape[1:]) for v in (middle, distance)))
 
     def size(self) -> Tensor:
         """``[N, *shape]``: ``sum |M_i| + sum |D_i|``, which no value of the node exceeds (up to rounding)."""
@@ -80,7 +80,7 @@ class Functions:
         """The two functions in the inputs themselves: lower rows ``[N, *shape, *input shape]``, lower bias
         ``[N, *shape]``, and the same of the upper one; valid in exact arithmetic where there is a rounding model."""
         inputs = box.lower.shape[1:]
-        low, high = box.lower.flatten(1)[:, chosen], box.upper.flatten(1)[:, chosen]
+        low, high = (end.unsqueeze(-1).flatten(1)[:, chosen] for end in (box.lower, box.upper))
         centre = (low + high) / 2
         radius = torch.maximum(high - centre, centre - low)
         radius = radius if rounding is None else rounding.up(radius)

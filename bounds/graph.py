@@ -86,13 +86,16 @@ class Graph:
         return tuple(result)
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The outputs, each ``[N, *shape]``, for inputs ``[N, *shape]``; constants are cast to the input's dtype."""
+        """The outputs, each ``[N, *shape]``, for inputs ``[N, *shape]``; constants are cast to the input's dtype.
+
+        ``ValueError`` for inputs of another number or shape, among them those without N.
+        """
         values = self.values(*inputs)
         return tuple(values[i] for i in self.outputs)
 
     def values(self, *inputs: Tensor) -> dict[int, Tensor]:
         """The value of every node (constants without N)."""
-        given = dict(zip(self.inputs, inputs, strict=True))
+        given = self._given(inputs)
         values: dict[int, Tensor] = {}
         for node in self.nodes:
             if node.id in given:
@@ -103,6 +106,18 @@ class Graph:
             else:
                 values[node.id] = node.op.forward(*self.operands(node, values))
         return values
+
+    def _given(self, inputs: Sequence[Tensor]) -> dict[int, Tensor]:
+        """The inputs by node."""
+        if len(inputs) != len(self.inputs):
+            raise ValueError(f"{len(inputs)} inputs for a graph of {len(self.inputs)}")
+        for k, (index, x) in enumerate(zip(self.inputs, inputs, strict=True)):
+            shape, found = self.nodes[index].shape, tuple(x.shape)
+            if not found or found[1:] != shape:
+                hint = "; the number N of points goes in front, x.unsqueeze(0) is one" if found == shape else ""
+                wanted = ", ".join(map(str, ("N", *shape)))
+                raise ValueError(f"input {k} takes the shape [{wanted}], not {list(found)}{hint}")
+        return dict(zip(self.inputs, inputs, strict=True))
 
     def operands(self, node: Node, values: Mapping[int, Tensor]) -> list[Tensor]:
         """What ``node.op.forward`` takes: constants in data positions get their leading dimension of 1."""

@@ -72,7 +72,8 @@ class JacobianBounds:
 
     def _sizes(self) -> Tensor:
         """``[N, R, inputs]``: the largest absolute value of each entry."""
-        return torch.maximum(self.lower.abs(), self.upper.abs()).flatten(2)
+        sizes = torch.maximum(self.lower.abs(), self.upper.abs())
+        return sizes.reshape(*sizes.shape[:2], -1)  # an input that is one number has no axis to flatten
 
 
 def jacobian_bounds(

@@ -284,7 +284,7 @@ def _together(pairs: Sequence[Parameters]) -> Parameters:
 
 def _varying(box: Box) -> Tensor:
     """Flat places of the inputs that are not fixed in every box."""
-    return (box.upper > box.lower).flatten(1).any(0).nonzero().flatten()
+    return (box.upper > box.lower).unsqueeze(-1).flatten(1).any(0).nonzero().flatten()
 
 
 def _search(plan: Plan, search: Plan | None) -> Plan:
