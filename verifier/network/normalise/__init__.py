@@ -11,6 +11,7 @@ from __future__ import annotations
 from bounds.graph import Graph
 from verifier.network.normalise.bias import merge_bias
 from verifier.network.normalise.draft import Rule, rewrite
+from verifier.network.normalise.gates import fuse_swish
 from verifier.network.normalise.neurons import merge_neurons
 from verifier.network.normalise.neutral import drop_neutral
 from verifier.network.normalise.order import without_increasing_end
@@ -21,6 +22,7 @@ from verifier.network.normalise.steps import merge_steps
 __all__ = [
     "Rule",
     "drop_neutral",
+    "fuse_swish",
     "merge_bias",
     "merge_neurons",
     "merge_reshapes",
@@ -34,9 +36,9 @@ __all__ = [
 
 def normalise(graph: Graph) -> Graph:
     """The graph with constant additions and scalings merged into the layer before, chained reshapes and
-    chained steps merged, and operations that change nothing dropped.
+    chained steps merged, ``x sigmoid(x)`` as one function, and operations that change nothing dropped.
 
     Nodes that no output needs are dropped. The values of the remaining named nodes are the same real numbers, up to
     the error bounds that computed constants carry.
     """
-    return rewrite(graph, (drop_neutral, merge_bias, merge_scale, merge_reshapes, merge_steps))
+    return rewrite(graph, (drop_neutral, merge_bias, merge_scale, merge_reshapes, merge_steps, fuse_swish))
