@@ -69,6 +69,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made = parser.parse_args(arguments)
     if made.timeout <= 0 or made.cores < 1 or made.every < 1:
         parser.error("--timeout, --cores and --every are positive")
+    if not all(all(entry.partition("=")) for entry in made.abcrown_config):
+        parser.error("--abcrown-config expects BENCHMARK=FILE")
     return made
 
 
@@ -106,7 +108,11 @@ def chosen(instances: Sequence[Instance], every: int) -> list[Instance]:
 
 def hold_to(cores: int) -> None:
     """Let this process, and all that it starts, use only so many cores. Raises ``ValueError``."""
-    mine = sorted(os.sched_getaffinity(0))
+    try:
+        mine = sorted(os.sched_getaffinity(0))
+    except AttributeError:
+        print("compare: this system cannot hold processes to cores; only thread counts are equal", file=sys.stderr)
+        return
     if len(mine) < cores:
         raise ValueError(f"--cores {cores}: this process may use {len(mine)}")
     os.sched_setaffinity(0, mine[:cores])
@@ -170,10 +176,12 @@ def plain_files(instance: Instance, folder: Path) -> tuple[Path, Path] | None:
     return made[0], made[1]
 
 
-def fits(results: table.Table, options: argparse.Namespace) -> None:
+def fits(results: table.Table, instances: Sequence[Instance], options: argparse.Namespace) -> None:
     """Raise ``ValueError`` where a table was made under other conditions."""
+    limits = {instance.key: f"{min(options.timeout, instance.timeout):g}" for instance in instances}
     for row in results.rows:
-        if (int(row.cores), row.device) != (options.cores, options.device) or float(row.limit) > options.timeout:
+        same = limits.get(row.instance, row.limit), str(options.cores), options.device
+        if (row.limit, row.cores, row.device) != same:
             raise ValueError(f"{results.path} has rows made with --cores {row.cores} --device {row.device} and a limit "
                              f"of {row.limit} s: continue it with the same options")
 
@@ -185,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         instances = chosen(read_instances(options.sources), options.every)
         hold_to(options.cores)
         results = table.Table(options.out, resume=options.resume)
-        fits(results, options)
+        fits(results, instances, options)
     except (InputError, OSError, ValueError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
