@@ -17,8 +17,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from verifier import limits, pipeline, protocol
+from verifier.query import read
 from verifier.report.result import schema
-from verifier.strategy import Features, Strategy, explain
+from verifier.strategy import Strategy, explain, features
 from verifier.verdict import Verdict
 from verifier.worker import answer
 
@@ -64,7 +65,7 @@ def ask(tmp_path: Path) -> Ask:
     return put
 
 
-def test_what_is_explained_is_what_is_done(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_explained_is_what_is_done(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[Strategy] = []
     verify = pipeline.verify
 
@@ -78,7 +79,8 @@ def test_what_is_explained_is_what_is_done(ask: Ask, monkeypatch: pytest.MonkeyP
     assert [m["type"] for m in silent if m["type"] != "progress"] == []
     (explanation,) = [m for m in said if m["type"] == "explanation"]
     assert said.index(explanation) < [m.get("stage") for m in said].index("attack")
-    assert explanation["lines"] == explain(Features(free_inputs=2, boxes=1, clauses=1, activations=2), used[1])
+    assert explanation["lines"] == explain(features(read(tmp_path / "net.onnx", tmp_path / "p.vnnlib")), used[1])
+    assert explanation["lines"][0].startswith("features: free_inputs 2, boxes 1, clauses 1, activations 2")
 
 
 def test_sat_has_a_witness_and_a_record(ask: Ask) -> None:
