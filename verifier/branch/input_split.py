@@ -23,11 +23,11 @@ from torch import Tensor
 from bounds.backward import LinearBounds, backward
 from bounds.box import Box
 from bounds.concretize import concretize
-from bounds.layouts import Owner
+from bounds.layouts import Owner, flat
 from bounds.ops.base import Interval
 from bounds.plan import Plan
-from bounds.propagate import crown, propagate
-from verifier.branch.clip import clip, joint
+from bounds.propagate import crown, loose, propagate
+from verifier.branch.clip import MORE_STEPS, STEPS, clip, combine, joint
 from verifier.branch.frontier import Frontier, Subproblems
 from verifier.branch.problem import Literals, Problem, Step, outward
 from verifier.strategy import SplitPlan
@@ -171,6 +171,11 @@ class InputSplit:
         watched = {i: state.bounds[i] for i in (plan.watched if forward else self.inherited)}
         bounded = _Bounded(margins, slack, free, near, watched, literals)
         self._refute_jointly(bounded, batch)
+        if literals.place.shape[2] > 2:
+            affine = torch.ones_like(crossed)
+            for i in plan.watched:
+                affine &= ~flat(loose(plan, state.bounds, i, state.bounds[i])).any(1)
+            self._refute_jointly(bounded, batch, affine, MORE_STEPS)
         return bounded
 
     def _raw(self, plan: Plan, lines: LinearBounds, box: Box) -> Tensor:
@@ -179,15 +184,18 @@ class InputSplit:
             return torch.full_like(lines.bias, -torch.inf)
         return concretize(replace(plan, rounding=None), lines, box)
 
-    def _refute_jointly(self, bounded: _Bounded, batch: Subproblems) -> None:
-        """Try combinations of literals on the clauses that are still open (in place in ``margins``)."""
-        where = ((bounded.margins <= 0) & (torch.isfinite(bounded.literals.threshold).sum(2) > 1)).nonzero()
+    def _refute_jointly(
+        self, bounded: _Bounded, batch: Subproblems, boxes: Tensor | None = None, steps: int = STEPS
+    ) -> None:
+        """Try combinations of literals on the clauses that are still open, of some boxes (in place in ``margins``)."""
+        tried = (bounded.margins <= 0) & (torch.isfinite(bounded.literals.threshold).sum(2) > 1)
+        where = (tried if boxes is None else tried & boxes.unsqueeze(1)).nonzero()
         if not where.shape[0]:
             return
         sub, clause = where[:, 0], where[:, 1]
         rows = bounded.rows[sub.unsqueeze(1), bounded.literals.place[sub, clause]]
         # Inputs that do not vary are part of the constants: slack already counts their least contribution.
-        value = joint(rows, bounded.slack[sub, clause], batch.lower[sub], batch.upper[sub])
+        value = joint(rows, bounded.slack[sub, clause], batch.lower[sub], batch.upper[sub], steps)
         bounded.margins[sub, clause] = torch.maximum(bounded.margins[sub, clause], value)
 
     def _points(self, batch: Subproblems, bounded: _Bounded, open_: Tensor) -> Tensor | None:
@@ -241,12 +249,18 @@ class InputSplit:
         return parents, Subproblems.cat(immovable) if immovable else parents.take(parents.task[:0])
 
     def _clip(self, parents: Subproblems, bounded: _Bounded, index: Tensor) -> tuple[Subproblems, Tensor]:
-        """Cut each parent's box by each open clause's lines, take the hull over its clauses; also the split scores."""
+        """Cut each parent's box by each open clause's lines and sums of them, take the hull over its clauses; also the
+        split scores."""
         sub, clause = parents.alive.nonzero(as_tuple=True)
         place = bounded.literals.place[index[sub], clause]
         rows = bounded.rows[index[sub].unsqueeze(1), place]
         slack = bounded.slack[index[sub], clause]
-        low, high = clip(rows, slack - CLIP_MARGIN, parents.lower[sub], parents.upper[sub])
+        influence = (rows.abs() * torch.isfinite(slack).unsqueeze(-1)).amax(1)
+        ends = parents.lower[sub], parents.upper[sub]
+        if rows.shape[1] > 1:
+            further = combine(rows, slack, *ends)
+            rows, slack = torch.cat([rows, further[0]], 1), torch.cat([slack, further[1]], 1)
+        low, high = clip(rows, slack - CLIP_MARGIN, *ends)
         empty = (low > high).any(1)
         alive = parents.alive.clone()
         alive[sub[empty], clause[empty]] = False
@@ -255,7 +269,6 @@ class InputSplit:
         into = sub.unsqueeze(1).expand_as(low)
         hull_low = torch.full_like(parents.lower, torch.inf).scatter_reduce(0, into, low, "amin")
         hull_high = torch.full_like(parents.upper, -torch.inf).scatter_reduce(0, into, high, "amax")
-        influence = (rows.abs() * torch.isfinite(slack).unsqueeze(-1)).amax(1)
         scores = torch.zeros_like(parents.lower).scatter_reduce(0, into, influence, "amax")
         keep = alive.any(1)
         clipped = replace(parents, lower=hull_low, upper=hull_high, alive=alive)

@@ -7,9 +7,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linprog
 from torch import Tensor
 
-from verifier.branch.clip import clip, joint
+from verifier.branch.clip import MORE_STEPS, clip, combine, joint
 
 D = torch.float64
 
@@ -61,10 +62,15 @@ def test_no_point_that_fulfils_all_literals_is_cut_off(scale: float) -> None:
     lower, upper = boxes(rng, 80)
     drawn = [lines(rng, low, high, scale) for low, high in zip(lower, upper, strict=True)]
     rows, slack = torch.stack([d[0] for d in drawn]), torch.stack([d[1] for d in drawn])
-    low, high = clip(rows, slack, lower, upper)
+    further = combine(rows, slack, lower, upper)
+    low, high = clip(torch.cat([rows, further[0]], 1), torch.cat([slack, further[1]], 1), lower, upper)
     value = joint(rows, slack, lower, upper)
+    pairs = combine(rows[:, :2], slack[:, :2], lower, upper)
+    assert torch.isfinite(pairs[1]).any()
+    for some, least in ((low, clip(*pairs, lower, upper)[0]), (-high, -clip(*pairs, lower, upper)[1])):
+        some.copy_(torch.maximum(some, least))
     assert bool((low <= high).all()) and bool((low >= lower).all()) and bool((high <= upper).all())
-    assert bool((value <= 0).all())
+    assert bool((value <= 0).all()) and bool((pairs[1] <= 0).all())
     cut = checked = 0
     for k, (mine, gaps, constants) in enumerate(drawn):
         cut += int((low[k] > lower[k]).sum() + (high[k] < upper[k]).sum())
@@ -102,6 +108,37 @@ def test_opposite_literals_are_refuted_jointly_and_only_where_they_contradict() 
     for gap in (1e-3, 1e-6, 0.0, -1e-9):
         slack = torch.tensor([[-0.5, 0.5 + gap - 1]], dtype=D)
         assert (float(joint(rows, slack, zero, one)) > 0) == (gap > 0)
+
+
+def test_two_literals_cut_where_neither_does_alone() -> None:
+    """``x + y <= 1`` and ``x - y <= 0`` on the unit square: x is at most a half."""
+    rows = torch.tensor([[[1.0, 1.0], [1.0, -1.0]]], dtype=D)
+    slack, zero, one = torch.tensor([[-1.0, -1.0]], dtype=D), torch.zeros((1, 2), dtype=D), torch.ones((1, 2), dtype=D)
+    low, high = clip(rows, slack, zero, one)
+    assert torch.equal(low, zero) and torch.equal(high, one)
+    low, high = clip(*combine(rows, slack, zero, one), zero, one)
+    assert torch.equal(low, zero) and 0.5 <= float(high[0, 0]) < 0.5 + 1e-13 and float(high[0, 1]) == 1
+
+
+@pytest.mark.parametrize(("literals", "short"), [(2, 1e-12), (3, 0.03), (5, 0.1)])
+def test_joint_bounds_are_close_to_the_best_weights(literals: int, short: float) -> None:
+    """Against a linear program: ``min t`` with ``line <= t`` on the box, on average 1.0 above the best literal. Of two
+    literals they are exact; of more, nine tenths and with more steps about all of it is found."""
+    rng = np.random.default_rng(literals)
+    below, closer, none = [], [], 0
+    for _ in range(40):
+        rows, constant = rng.normal(size=(literals, 4)), rng.normal(size=literals)
+        matrix = np.hstack([rows, -np.ones((literals, 1))])
+        best = linprog([0] * 4 + [1], matrix, -constant, bounds=[(-1, 1)] * 4 + [(None, None)]).fun
+        slack = torch.from_numpy(constant - np.abs(rows).sum(1))
+        ends = -torch.ones((1, 4), dtype=D), torch.ones((1, 4), dtype=D)
+        found = float(joint(torch.from_numpy(rows)[None], slack[None], *ends))
+        alone = float(slack.max())
+        none += best - alone < 1e-9
+        below.append(best - max(found, alone))
+        closer.append(best - max(float(joint(torch.from_numpy(rows)[None], slack[None], *ends, MORE_STEPS)), alone))
+    assert min(*below, *closer) > -1e-9 and none < 20
+    assert np.mean(below) <= short and np.mean(closer) <= short / 3
 
 
 def test_tiny_coefficients_cut_nothing() -> None:
