@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bounds.layouts import Windows
 from bounds.ops import reading
 from bounds.ops.base import Affine, BuilderLike, Interval, OnnxName, OnnxNode, Rewritten, Shape, broadcast
 from bounds.ops.shaping import reshape
@@ -220,7 +221,8 @@ class Pad(Affine):
                 value = reading.scalar(node, build, 2)
             if not math.isfinite(value):
                 raise reading.unsupported(node, f"padding with {value}")
-            return (build.add(cls((*begin, *end), value), x, name=node.name),)
+            pads = (*begin, *end)
+            return (build.add(cls(pads, value), x, name=node.name) if any(pads) else x,)
         for axis, size in enumerate(shape):
             if begin[axis] or end[axis]:
                 places = range(-begin[axis], size + end[axis])
@@ -245,6 +247,17 @@ class Pad(Affine):
 
     def pullback(self, rows: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor:
         return functional.pad(rows, reversed_pads(tuple(-p for p in self.pads)))
+
+    def pullback_windows(
+        self, rows: Windows, position: int, operands: Sequence[Tensor | None], shape: Shape
+    ) -> Windows | None:
+        """The same windows, counted from the image's corner; what lies on the border is cut off."""
+        half = len(self.pads) // 2
+        if any(self.pads[k] for k in (0, 1, half, half + 1)):
+            return None
+        if rows.places.whole:
+            return Windows.of_whole(self.pullback(rows.images().unsqueeze(1), position, operands, shape), rows.places)
+        return Windows(rows.values, rows.places.moved((1, 1), self.pads[2:half])).inside(shape)
 
 
 class Split(Rewritten):

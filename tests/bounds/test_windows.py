@@ -19,7 +19,7 @@ from bounds.ops.arithmetic import Add, Mul, Sub
 from bounds.ops.conv import Conv
 from bounds.ops.extremum import Max
 from bounds.ops.gemm import Gemm
-from bounds.ops.indexing import Slice
+from bounds.ops.indexing import Pad, Slice
 from bounds.ops.pooling import AveragePool
 from bounds.ops.relu import Relu
 from bounds.ops.shaping import Reshape
@@ -135,6 +135,26 @@ def test_bounds_on_windows_are_those_of_dense_rows(count: int, steps: list[bool]
             low, high = found.bounds[plan.output]
             assert bool((low <= values + 1e-9).all() and (values - 1e-9 <= high).all())
     assert steps.count(False) > 50 and steps.count(True) > 20
+
+
+@pytest.mark.parametrize("pads", [(1, 2, 0, 1), (-1, 0, 2, -2), (0, 0, 1, 1)])
+def test_rows_stay_windows_over_a_border(pads: tuple[int, ...], steps: list[bool]) -> None:
+    """A border of another value than 0, and one that crops: all bounds are those of dense rows."""
+    top, left, bottom, right = pads
+    net = Net(7)
+    net.x = net.build.add(Relu(), net.conv(net.x, (1, 1), (1, 1, 1, 1)))
+    net.x = net.build.add(Pad((0, 0, top, left, 0, 0, bottom, right), 0.5), net.x)
+    net.x = net.build.add(Relu(), net.conv(net.x, (2, 2), (0, 0, 0, 0)))
+    graph, box = net.finish(), boxes(7, 2)
+    plan = prepare(graph, D, rounding=Rounding.of(D))
+    with torch.no_grad():
+        found, _ = propagate(plan, box, tighten=crown)
+        windows = steps.count(False)
+        dense, _ = propagate(replace(plan, windows=False), box, tighten=crown)
+    for node in plan.watched:
+        for one, two in zip(found.bounds[node], dense.bounds[node], strict=True):
+            assert close(one, two)
+    assert windows > 0
 
 
 @pytest.mark.parametrize("seed", range(6))
