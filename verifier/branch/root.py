@@ -21,6 +21,7 @@ from bounds.concretize import concretize
 from bounds.layouts import Owner
 from bounds.plan import Plan
 from bounds.propagate import crown, propagate
+from bounds.reach import reached, within
 from verifier.branch.problem import Literals, OpenTask, Problem, outward
 from verifier.errors import InternalError
 from verifier.query import Query
@@ -51,9 +52,10 @@ def screen(problem: Problem, plan: Plan, until: float = math.inf) -> Iterator[tu
 
 def _screen(problem: Problem, plan: Plan, task: Tensor, until: float) -> Screened:
     boxes = _boxes(problem, plan, task)
-    state, crossed = propagate(plan, boxes, tighten=partial(crown, until=until))
     literals = Literals.of(problem, task)
     rows = problem.rows(literals.columns, plan)
+    tighten = within(partial(crown, until=until), reached(plan, rows))
+    state, crossed = propagate(plan, boxes, tighten=tighten)
     lines = backward(plan, state, plan.output, rows, Owner.shared(rows.shape[0]))
     bounds = concretize(plan, lines, boxes).reshape(task.shape[0], -1)
     bounds = torch.maximum(bounds, problem.ends(literals.columns, state.bounds[plan.output]))
@@ -80,13 +82,14 @@ def refine(problem: Problem, plans: tuple[Plan, Plan], open_: OpenTask, steps: i
     """The task with the proven state of its box: CROWN bounds (where they are not known yet), then ``steps`` of ascent
     for each unstable neuron, layer by layer, until the time ``until``. ``plans``: for search and for proof."""
     rough, exact = plans
-    boxes = _boxes(problem, exact, torch.tensor([open_.task], device=exact.device))
-    state = open_.state
+    state, task = open_.state, torch.tensor([open_.task], device=exact.device)
+    boxes = _boxes(problem, exact, task)
+    reach = reached(exact, problem.rows(Literals.of(problem, task).columns, exact))
     if state is None:
-        state, _ = propagate(exact, boxes, tighten=partial(crown, until=until))
+        state, _ = propagate(exact, boxes, tighten=within(partial(crown, until=until), reach))
     if steps > 0 and time.monotonic() < until:
         inherited = {i: state.bounds[i] for i in exact.watched}
-        state, _ = propagate(exact, boxes, inherited=inherited, tighten=optimised(rough, steps, until))
+        state, _ = propagate(exact, boxes, inherited=inherited, tighten=within(optimised(rough, steps, until), reach))
     return replace(open_, state=state)
 
 
