@@ -202,8 +202,8 @@ def input_split_forward(query: Query, budget: Budget) -> bool:
     return _limited(InputSplit(Problem.of(query), plans, SplitPlan(batch=64, fill=16, forward=True)).run(), budget)
 
 
-def _activations(query: Query, budget: Budget, refinement: int) -> bool:
-    options = AscentPlan(root_steps=8, steps=4, last_steps=20, batch=32)
+def _activations(query: Query, budget: Budget, refinement: int, candidates: int = 3) -> bool:
+    options = AscentPlan(root_steps=8, steps=4, last_steps=20, batch=32, candidates=candidates)
     problem, plans = Problem.of(query), (prepare(query.graph, torch.float32), _exact(query))
     for task in [found for _, part in screen(problem, plans[1]) for found in part.open]:
         refined = refine(problem, plans, task, refinement, float("inf"))
@@ -222,6 +222,11 @@ def activation_split_refined(query: Query, budget: Budget) -> bool:
     return _activations(query, budget, 3)
 
 
+def activation_split_by_score(query: Query, budget: Budget) -> bool:
+    """Activation splits chosen by the intercept score alone."""
+    return _activations(query, budget, 0, candidates=0)
+
+
 ENGINES: Mapping[str, Engine] = {
     f.__name__: f
     for f in (
@@ -231,6 +236,7 @@ ENGINES: Mapping[str, Engine] = {
         input_split_forward,
         activation_split,
         activation_split_refined,
+        activation_split_by_score,
     )
 }
 

@@ -67,7 +67,8 @@ class SplitPlan:
 class AscentPlan:
     """Activation splits. ``intermediate_steps``: ascent steps for each unstable neuron at the root, as far as
     ``intermediate_share`` of the time left allows; ``root_steps`` for the clauses at the root, ``steps`` for each
-    subproblem, ``last_steps`` for one with nothing left to split; ``batch`` parents a round."""
+    subproblem, ``last_steps`` for one with nothing left to split; ``batch`` parents a round; both
+    children of the best ``candidates`` splits by each of two scores are looked at before one is chosen."""
 
     intermediate_steps: int = 20
     intermediate_share: float = 0.2
@@ -75,6 +76,7 @@ class AscentPlan:
     steps: int = 10
     last_steps: int = 200
     batch: int = 128
+    candidates: int = 5
 
 
 @dataclass(frozen=True, slots=True)

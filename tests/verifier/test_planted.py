@@ -15,6 +15,7 @@ ENGINES = (
     "input_split_forward",
     "activation_split",
     "activation_split_refined",
+    "activation_split_by_score",
 )
 
 

@@ -4,8 +4,7 @@ A subproblem says of some unstable ReLUs on which side of 0 their pre-activation
 of the root (which hold everywhere), clamped at the splits; the half-spaces themselves enter the bound through
 multipliers (beta-CROWN, Wang et al., NeurIPS 2021), which ascend together with the slopes, starting from the
 parent's. Search runs in float32 without error terms; a subproblem counts as refuted after one walk in float64 with
-all error terms and the multipliers found. The next split is where the relaxation loses most at the bound's own
-coefficients, ``-A- t`` (the intercept part of BaBSR, Bunel et al., JMLR 2020).
+all error terms and the multipliers found. ``bounding.py`` bounds them, ``scores.py`` chooses the next split.
 
 This is the plain form: one clause at a time, root bounds never refreshed, no cuts.
 """
@@ -18,12 +17,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bounds.ascent import Ascended, ascend
-from bounds.dual import Dual, Multipliers, Objective, evaluate, initial
-from bounds.ops.base import Parameters
+from bounds.dual import initial
 from bounds.plan import Plan
+from verifier.branch.bounding import Bounded, Bounding, lower
 from verifier.branch.positions import Positions
 from verifier.branch.problem import Literals, OpenTask, Problem, Step
+from verifier.branch.scores import chosen
 from verifier.branch.splits import Splits, children
 from verifier.strategy import AscentPlan
 
@@ -45,15 +44,19 @@ class ActivationSplit:
     def __init__(self, problem: Problem, plans: tuple[Plan, Plan], task: OpenTask, options: AscentPlan) -> None:
         assert task.state is not None
         self.problem, self.options, self.task = problem, options, task.task
-        self.rough, self.exact = plans
-        self.positions = Positions.of(self.exact, task.state)
+        self.rough, exact = plans
+        self.positions = Positions.of(exact, task.state)
         literals = Literals.of(problem, torch.tensor([task.task], device=self.rough.device))
         self.clauses = literals.clause[0][task.alive]
         threshold = literals.threshold[0][task.alive]
         self.present = torch.isfinite(threshold)
-        rows = problem.rows(literals.columns, self.exact)[literals.place[0][task.alive]]
-        self.rows = rows * self.present.unsqueeze(-1)
-        self.rhs = torch.where(self.present, threshold, 0.0)
+        rows = problem.rows(literals.columns, exact)[literals.place[0][task.alive]]
+        none = torch.zeros((1, self.positions.count), dtype=torch.int8, device=self.rough.device)
+        lines = initial(self.rough, self.positions.state(self.rough, none))
+        slopes = {p.before: lower(lines[p.relus[0]]) for p in self.positions.places}
+        self.plain = self.positions.gather(slopes, none).to(torch.float16)
+        rhs = torch.where(self.present, threshold, 0.0)
+        self.bounding = Bounding.of(plans, self.positions, rows * self.present.unsqueeze(-1), rhs)
 
     def run(self) -> Iterator[Step]:
         """Rounds until nothing is open; the first bounds the clauses at the root."""
@@ -72,15 +75,13 @@ class ActivationSplit:
 
     def _root(self) -> Splits:
         """One subproblem per open clause, without splits, with the slopes of the root's own lines."""
-        count, size = self.rows.shape[0], self.positions.count
+        count, size = self.clauses.shape[0], self.positions.count
         device = self.rough.device
         none = torch.zeros((1, size), dtype=torch.int8, device=device)
-        lines = initial(self.rough, self.positions.state(self.rough, none))
-        slopes = self.positions.gather({p.before: _lower(lines[p.relus[0]]) for p in self.positions.places}, none)
         return Splits(
             torch.arange(count, device=device),
             none.expand(count, size),
-            (slopes * 255).round().to(torch.uint8).expand(count, size),
+            self.plain.expand(count, size),
             torch.zeros((count, size), dtype=torch.float16, device=device),
             self.present.double() / self.present.sum(1, keepdim=True).clamp(min=1),
             torch.full((count,), -torch.inf, dtype=torch.float64, device=device),
@@ -90,13 +91,13 @@ class ActivationSplit:
 
     def _sift(self, batch: Splits, steps: int) -> _Sifted:
         """Bound a batch; what is left open remembers its multipliers and its next split."""
-        found = self._bound(batch, steps)
+        found = self.bounding.ascended(batch, steps)
         proven = self._decide(batch, found)
         open_ = proven <= 0
-        kept = self._remember(batch.take(open_), found, open_)
+        kept = self._remember(batch.take(open_), found.take(open_))
         last = kept.take(kept.next < 0)
         if last.size:  # linear by now, so a longer ascent reaches the optimum of the linear program in the limit
-            decided = self._decide(last, self._bound(last, self.options.last_steps))
+            decided = self._decide(last, self.bounding.ascended(last, self.options.last_steps))
             last, proven = last.take(decided <= 0), torch.cat([proven, decided])
         return _Sifted(
             batch.size - kept.size + int((kept.next < 0).sum()) - last.size,
@@ -106,71 +107,24 @@ class ActivationSplit:
             self._points(found.corner[open_], kept.clause),
         )
 
-    def _dual(self, batch: Splits, plan: Plan) -> Dual:
-        """The bounding problem of some subproblems."""
-        objective = Objective(
-            self.rows[batch.clause].to(plan.dtype), self.rhs[batch.clause].to(plan.dtype), batch.weights.to(plan.dtype)
-        )
-        signs = self.positions.dense(plan, batch.signs)
-        return Dual(plan, self.positions.state(plan, batch.signs), plan.output, objective, signs)
-
-    def _bound(self, batch: Splits, steps: int) -> Ascended:
-        """Ascend in the rough plan from the stored multipliers."""
-        plan = self.rough
-        dual = self._dual(batch, plan)
-        slopes = initial(plan, dual.state)
-        for place in self.positions.places:
-            stored = batch.slopes[:, place.columns].to(plan.dtype) / 255
-            for relu in place.relus:
-                own = _lower(slopes[relu])
-                free = torch.where(batch.signs[:, place.columns] == 0, stored, place.get(own))
-                slopes[relu] = place.put(own, free), None
-        betas = self.positions.dense(plan, batch.betas, dual.signs)
-        return ascend(dual, Multipliers(slopes, betas, dual.objective.weights), steps)
-
-    def _decide(self, batch: Splits, found: Ascended) -> Tensor:
+    def _decide(self, batch: Splits, found: Bounded) -> Tensor:
         """``[K]`` float64: the proven bound where the search calls a subproblem refuted; elsewhere at most 0."""
         proven = found.bound.double().clamp(max=0)
         hopeful = (found.bound > 0).nonzero().flatten()
         for part in hopeful.split(self.options.batch) if hopeful.shape[0] else ():
-            dual = self._dual(batch.take(part), self.exact)
-            chosen = found.multipliers.take(part, self.exact.dtype)
-            chosen = replace(chosen, betas={n: chosen.betas[n] for n in dual.signs})
-            _, proven[part] = evaluate(dual, chosen)
+            proven[part] = self.bounding.decided(batch.take(part), found.take(part))
         return torch.nan_to_num(proven, nan=-torch.inf)
 
-    def _remember(self, batch: Splits, found: Ascended, open_: Tensor) -> Splits:
+    def _remember(self, batch: Splits, found: Bounded) -> Splits:
         """Open subproblems with their multipliers stored and the next split chosen (-1: nothing left to split)."""
-        chosen = found.multipliers
-        places = self.positions.places
-        slopes = {p.before: _lower(chosen.slopes[p.relus[0]])[open_] for p in places}
-        betas = {n: chosen.betas[n][open_] if n in chosen.betas else torch.zeros_like(s) for n, s in slopes.items()}
-        position = torch.full_like(batch.clause, -1)
-        if places:
-            best, at = self._scores(batch, found, open_).max(1)
-            position = torch.where(best >= 0, at, -1)
-        like = found.bound[open_]
-        return replace(
+        kept = replace(
             batch,
-            slopes=(self.positions.gather(slopes, like).clamp(0, 1) * 255).round().to(torch.uint8),
-            betas=self.positions.gather(betas, like).clamp(0, 6e4).to(torch.float16),
-            weights=chosen.weights[open_].double(),
-            bound=torch.maximum(batch.bound, like.double()),
-            next=position,
+            slopes=found.slopes.clamp(0, 1).to(torch.float16),
+            betas=found.betas.clamp(0, 6e4).to(torch.float16),
+            weights=found.weights.double(),
+            bound=torch.maximum(batch.bound, found.bound.double()),
         )
-
-    def _scores(self, batch: Splits, found: Ascended, open_: Tensor) -> Tensor:
-        """``[K, U]``: what the relaxation of each unsplit position loses; -1 where it is split."""
-        state = self.positions.state(self.rough, batch.signs)
-        losses: dict[int, Tensor] = {}
-        for place in self.positions.places:
-            total = torch.zeros((batch.size, *self.rough.graph.nodes[place.before].shape), device=self.rough.device)
-            for relu in place.relus:
-                if relu in found.trace:
-                    offset = state.relaxations[relu].upper[0].offset
-                    total = total - found.trace[relu][open_].clamp(max=0) * offset
-            losses[place.before] = total
-        return torch.where(batch.signs == 0, self.positions.gather(losses, batch.bound), -1.0)
+        return replace(kept, next=chosen(self.bounding, kept, self.plain, self.options.candidates))
 
     def _points(self, corner: Tensor, clause: Tensor) -> Tensor | None:
         """Minimising corners that violate their clause in the network's dtype."""
@@ -182,9 +136,3 @@ class ActivationSplit:
         forms = self.rough.graph.evaluate(points.to(self.rough.dtype))[0]
         good = problem.arrays.satisfied(forms, self.clauses[clause])
         return points[good] if bool(good.any()) else None
-
-
-def _lower(pair: Parameters) -> Tensor:
-    """The lower slopes of a ReLU, the only ones it has a choice of."""
-    assert pair[0] is not None
-    return pair[0]

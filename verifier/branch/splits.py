@@ -15,8 +15,8 @@ from verifier.branch.frontier import least
 class Splits:
     """K subproblems of one box over U positions (unstable ReLU inputs at the root).
 
-    ``clause`` ``[K]``: row of the root's objective; ``signs`` ``[K, U]`` int8; ``slopes`` ``[K, U]`` in 8 bits and
-    ``betas`` ``[K, U]`` in 16: a warm start (any values are sound); ``weights`` ``[K, L]``; ``bound, share`` ``[K]``;
+    ``clause`` ``[K]``: row of the root's objective; ``signs`` ``[K, U]`` int8; ``slopes`` and ``betas`` ``[K, U]`` in
+    16 bits: a warm start (any values are sound); ``weights`` ``[K, L]``; ``bound, share`` ``[K]``;
     ``next`` ``[K]``: the position to split.
     """
 
@@ -46,6 +46,10 @@ class Splits:
             self.share[index],
             self.next[index],
         )
+
+    def split(self, count: int) -> list[Splits]:
+        """In parts of at most so many."""
+        return [self.take(part) for part in torch.arange(self.size, device=self.clause.device).split(count)]
 
     @staticmethod
     def cat(parts: Sequence[Splits]) -> Splits:

@@ -1,0 +1,146 @@
+"""Bounds of subproblems: an ascent over slopes, split multipliers and literal weights in the search's plan, then one
+walk with all error terms and the multipliers found.
+
+Where every relaxed operator is a ReLU and every clause one literal, the ascent works on the root's condensed network
+(``condensed_splits.py``); else on the whole graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bounds.ascent import ascend
+from bounds.climb import Pace, climb
+from bounds.dual import Dual, Multipliers, Objective, Slopes, each, evaluate, initial
+from bounds.ops.base import Parameters
+from bounds.plan import Plan
+from verifier.branch.condensed_splits import CondensedRoot
+from verifier.branch.positions import Positions
+from verifier.branch.splits import Splits
+
+RATE = 0.1
+"""How far the ascent of a subproblem steps at first, as a share of each number's range."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bounded:
+    """K subproblems after the search's ascent (nothing proven): ``bound`` ``[K]``, the lower ``slopes`` and ``betas``
+    ``[K, U]``, ``weights`` ``[K, L]`` and parameters of ``others`` that give it, the minimising ``corner``
+    ``[K, *input shape]`` and the coefficient ``rows`` at the ReLUs of each place, ``[K, E]`` by node."""
+
+    bound: Tensor
+    slopes: Tensor
+    betas: Tensor
+    weights: Tensor
+    others: Slopes
+    corner: Tensor
+    rows: Mapping[int, Tensor]
+
+    def take(self, index: Tensor) -> Bounded:
+        """Those at ``index``."""
+        return Bounded(
+            self.bound[index],
+            self.slopes[index],
+            self.betas[index],
+            self.weights[index],
+            {n: each(pair, lambda s: s[index]) for n, pair in self.others.items()},
+            self.corner[index],
+            {n: rows[index] for n, rows in self.rows.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bounding:
+    """The bounding problems of one box: C clauses of L literals, ``rows`` ``[C, L, F]`` and ``rhs`` ``[C, L]``."""
+
+    rough: Plan
+    exact: Plan
+    positions: Positions
+    rows: Tensor
+    rhs: Tensor
+    condensed: CondensedRoot | None
+
+    @staticmethod
+    def of(plans: tuple[Plan, Plan], positions: Positions, rows: Tensor, rhs: Tensor) -> Bounding:
+        """``plans``: for search and for proof."""
+        root = CondensedRoot.of(plans[0], positions, rows[:, 0], rhs[:, 0]) if rows.shape[1] == 1 else None
+        return Bounding(*plans, positions, rows, rhs, root)
+
+    def ascended(self, batch: Splits, steps: int) -> Bounded:
+        """At most ``steps`` steps from the stored multipliers."""
+        if self.condensed is None:
+            return self._over_graph(batch, steps)
+        rows, count = self.condensed.rows(batch.clause, batch.signs), self.positions.count
+        point = self._start(batch)
+        rows.project(point)
+        if steps:
+            point = climb(rows, point, rows.scale(), Pace(steps, RATE), 0.0).point
+        return Bounded(
+            rows.value(point),
+            point[:, :count],
+            point[:, count:],
+            torch.ones_like(self.rhs[batch.clause]),
+            {},
+            rows.corners(),
+            {p.relus[0]: rows.rows[:, p.columns] for p in self.positions.places},
+        )
+
+    def _start(self, batch: Splits) -> Tensor:
+        dtype = self.rough.dtype
+        return torch.cat([batch.slopes.to(dtype), torch.where(batch.signs == 0, 0.0, batch.betas.to(dtype))], 1)
+
+    def _dual(self, batch: Splits, plan: Plan) -> Dual:
+        objective = Objective(
+            self.rows[batch.clause].to(plan.dtype), self.rhs[batch.clause].to(plan.dtype), batch.weights.to(plan.dtype)
+        )
+        signs = self.positions.dense(plan, batch.signs)
+        return Dual(plan, self.positions.state(plan, batch.signs), plan.output, objective, signs)
+
+    def _multipliers(self, dual: Dual, signs: Tensor, slopes: Tensor, betas: Tensor) -> Multipliers:
+        """Written out: given slopes where there is no split, the state's own elsewhere."""
+        found = initial(dual.plan, dual.state)
+        for place in self.positions.places:
+            for relu in place.relus:
+                own = lower(found[relu])
+                mine = slopes[:, place.columns].to(own.dtype)
+                found[relu] = place.put(own, torch.where(signs[:, place.columns] == 0, mine, place.get(own))), None
+        return Multipliers(found, self.positions.dense(dual.plan, betas, dual.signs), dual.objective.weights)
+
+    def _over_graph(self, batch: Splits, steps: int) -> Bounded:
+        plan, places = self.rough, self.positions.places
+        dual = self._dual(batch, plan)
+        start = self._multipliers(dual, batch.signs, batch.slopes.to(plan.dtype), batch.betas.to(plan.dtype))
+        found = ascend(dual, start, steps, RATE)
+        chosen = found.multipliers
+        slopes = {p.before: lower(chosen.slopes[p.relus[0]]) for p in places}
+        betas = {n: chosen.betas[n] if n in chosen.betas else torch.zeros_like(s) for n, s in slopes.items()}
+        first = {p.relus[0] for p in places}
+        nodes = {relu: p for p in places for relu in p.relus if relu in found.trace}
+        return Bounded(
+            found.bound,
+            self.positions.gather(slopes, found.bound),
+            self.positions.gather(betas, found.bound),
+            chosen.weights,
+            {n: pair for n, pair in chosen.slopes.items() if n not in first},
+            found.corner,
+            {relu: place.get(found.trace[relu]) for relu, place in nodes.items()},
+        )
+
+    def decided(self, batch: Splits, found: Bounded) -> Tensor:
+        """``[K]``: lower bounds that hold in exact arithmetic, from one walk with the multipliers found."""
+        dual = self._dual(batch, self.exact)
+        chosen = self._multipliers(dual, batch.signs, found.slopes, found.betas)
+        others = {n: each(pair, lambda s: s.to(self.exact.dtype)) for n, pair in found.others.items()}
+        weights = found.weights.to(self.exact.dtype)
+        bound = evaluate(dual, Multipliers({**chosen.slopes, **others}, chosen.betas, weights))[1]
+        return torch.nan_to_num(bound, nan=-torch.inf)
+
+
+def lower(pair: Parameters) -> Tensor:
+    """The lower slopes of a ReLU, the only ones it has a choice of."""
+    assert pair[0] is not None
+    return pair[0]
