@@ -96,8 +96,10 @@ class ActivationSplit:
         open_ = proven <= 0
         kept = self._remember(batch.take(open_), found.take(open_))
         last = kept.take(kept.next < 0)
-        if last.size:  # linear by now, so a longer ascent reaches the optimum of the linear program in the limit
+        if last.size:  # linear by now: most are refuted by a longer ascent, and the rest are linear programs
             decided = self._decide(last, self.bounding.ascended(last, self.options.last_steps))
+            left = (decided <= 0).nonzero().flatten()
+            decided[left] = torch.maximum(decided[left], self.bounding.by_linear_program(last.take(left)))
             last, proven = last.take(decided <= 0), torch.cat([proven, decided])
         return _Sifted(
             batch.size - kept.size + int((kept.next < 0).sum()) - last.size,

@@ -19,6 +19,7 @@ from bounds.dual import Dual, Multipliers, Objective, Slopes, each, evaluate, in
 from bounds.ops.base import Parameters
 from bounds.plan import Plan
 from verifier.branch.condensed_splits import CondensedRoot
+from verifier.branch.leaf import multipliers
 from verifier.branch.positions import Positions
 from verifier.branch.splits import Splits
 
@@ -129,6 +130,22 @@ class Bounding:
             found.corner,
             {relu: place.get(found.trace[relu]) for relu, place in nodes.items()},
         )
+
+    def by_linear_program(self, batch: Splits) -> Tensor:
+        """``[K]``: proven lower bounds of subproblems with nothing left to split, with a solver's multipliers; -inf
+        where there are none."""
+        proven = torch.full(batch.bound.shape, -torch.inf, dtype=torch.float64, device=batch.bound.device)
+        if self.condensed is None or not self.positions.count:
+            return proven
+        for k in range(batch.size):
+            one = batch.take(slice(k, k + 1))
+            betas = multipliers(self.condensed, int(one.clause), one.signs[0])
+            if betas is not None:
+                weights = torch.ones_like(self.rhs[one.clause])
+                nothing = self.rhs.new_zeros(0)
+                chosen = Bounded(nothing, one.slopes, betas.unsqueeze(0), weights, {}, nothing, {})
+                proven[k] = self.decided(one, chosen)[0]
+        return proven
 
     def decided(self, batch: Splits, found: Bounded) -> Tensor:
         """``[K]``: lower bounds that hold in exact arithmetic, from one walk with the multipliers found."""

@@ -34,7 +34,7 @@ class Splits:
         """K."""
         return int(self.clause.shape[0])
 
-    def take(self, index: Tensor) -> Splits:
+    def take(self, index: Tensor | slice) -> Splits:
         """Those at ``index`` (numbers or a mask)."""
         return Splits(
             self.clause[index],

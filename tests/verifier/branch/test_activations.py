@@ -129,15 +129,16 @@ def test_nothing_is_split_twice(planted: ModuleType) -> None:
 @pytest.mark.parametrize("candidates", [0, 4])
 @torch.no_grad()
 def test_searches_decide_what_sampling_allows(planted: ModuleType, candidates: int) -> None:
-    """Some way below the least value of a network the search proves it, just above it never does."""
+    """Below the least value of a network the search proves it (some leaves by linear programs alone), just above it
+    never does."""
     graph = network(3)
     axis = torch.linspace(-1, 1, 41, dtype=D)
     grid = torch.cartesian_prod(axis, axis, axis)
     points = torch.stack([grid[:, 0], grid[:, 1], torch.full_like(grid[:, 0], 0.5), grid[:, 2]], 1)
     least = float(graph.evaluate(points)[0].min())
-    for threshold, proven in ((least - 3, True), (least + 1e-3, False)):
+    for threshold, proven in ((least - 0.3, True), (least + 1e-3, False)):
         searched = search(planted, graph, (threshold,))
         assert isinstance(searched.bounding, Bounding)
         searched.options = replace(searched.options, candidates=candidates)
-        left = [step.open_subproblems for step, _ in zip(searched.run(), range(60), strict=False)]
+        left = [step.open_subproblems for step, _ in zip(searched.run(), range(100), strict=False)]
         assert (left[-1] == 0) is proven

@@ -107,8 +107,20 @@ def test_boxes_are_counted(throughput: ModuleType, query: Query, monkeypatch: py
 def test_tables(throughput: ModuleType, vnncomp_dir: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     try:
-        throughput.main(["--instances", str(vnncomp_dir), "--case", "acasxu", "--batch", "8", "--seconds", "0.2",
-                         "--out", str(tmp_path / "out.csv")])
+        throughput.main(
+            [
+                "--instances",
+                str(vnncomp_dir),
+                "--case",
+                "acasxu",
+                "--batch",
+                "8",
+                "--seconds",
+                "0.2",
+                "--out",
+                str(tmp_path / "out.csv"),
+            ]
+        )
     finally:
         torch.set_num_threads(threads)
     out = capsys.readouterr().out
