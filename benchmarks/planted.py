@@ -202,6 +202,13 @@ def input_split_forward(query: Query, budget: Budget) -> bool:
     return _limited(InputSplit(Problem.of(query), plans, SplitPlan(batch=64, fill=16, forward=True)).run(), budget)
 
 
+def input_split_forward_alone(query: Query, budget: Budget) -> bool:
+    """Input splits with forward linear bounds alone."""
+    plans = (_exact(query, torch.float32), _exact(query))
+    options = SplitPlan(batch=64, fill=16, forward=True, backward=False)
+    return _limited(InputSplit(Problem.of(query), plans, options).run(), budget)
+
+
 def _activations(query: Query, budget: Budget, refinement: int, candidates: int = 3) -> bool:
     options = AscentPlan(root_steps=8, steps=4, last_steps=20, batch=32, candidates=candidates)
     problem, plans = Problem.of(query), (prepare(query.graph, torch.float32), _exact(query))
@@ -234,6 +241,7 @@ ENGINES: Mapping[str, Engine] = {
         input_split,
         input_split_float64,
         input_split_forward,
+        input_split_forward_alone,
         activation_split,
         activation_split_refined,
         activation_split_by_score,

@@ -13,6 +13,7 @@ ENGINES = (
     "input_split",
     "input_split_float64",
     "input_split_forward",
+    "input_split_forward_alone",
     "activation_split",
     "activation_split_refined",
     "activation_split_by_score",

@@ -12,6 +12,7 @@ import pytest
 from verifier.strategy import (
     BATCH_ELEMENTS,
     FORWARD_ACTIVATIONS,
+    FORWARD_ALONE,
     FORWARD_BOXES,
     MOST_FREE_INPUTS,
     Features,
@@ -56,7 +57,7 @@ def test_each_setting_that_depends_on_the_query_has_a_choice_with_a_reason() -> 
     [
         (Features(5, 1, 1, 6 * FORWARD_ACTIVATIONS), True, "600 activations are at least 600"),
         (Features(5, 1, 1, 6 * FORWARD_ACTIVATIONS - 1), False, "599 activations are fewer than 600"),
-        (Features(5, FORWARD_BOXES + 1, 1, 6000), False, "65 boxes are more than 64"),
+        (Features(5, FORWARD_BOXES + 1, 1, 6 * FORWARD_ALONE - 1), False, "65 boxes are more than 64"),
         (Features(5, FORWARD_BOXES, 1, 6000), True, "6000 activations"),
         (Features(5, 1, 1, 10**6), False, "384000000 coefficients a batch are more than 268435456"),
     ],
@@ -66,6 +67,19 @@ def test_forward_bounds_and_the_reason(what: Features, value: bool, reason: str)
     assert strategy.input_split.forward is value
     (choice,) = [c for c in strategy.choices if c.name == "input_split.forward"]
     assert reason in choice.reason
+
+
+def test_many_boxes_of_a_large_network_are_bounded_forward_alone() -> None:
+    least = 6 * FORWARD_ALONE
+    for what, alone in (
+        (Features(5, FORWARD_BOXES + 1, 1, least), True),
+        (Features(5, FORWARD_BOXES, 1, least), False),
+        (Features(5, FORWARD_BOXES + 1, 1, least - 1), False),
+        (Features(5, FORWARD_BOXES + 1, 1, 10**6), False),
+    ):
+        plan = choose(what).input_split
+        assert (plan.forward and not plan.backward) is alone
+        assert plan.forward or plan.backward
 
 
 def test_batches_are_sized_by_the_network() -> None:

@@ -131,7 +131,7 @@ class InputSplit:
         the next ones."""
         literals = Literals.of(self.problem, batch.task)
         bounded = self._bound_with(self.plans[0], batch, literals, self.options.forward)
-        if self.options.forward:
+        if self.options.forward and self.options.backward:
             again = (bounded.margins <= 0).any(1).nonzero().flatten()
             if again.shape[0]:
                 known = {i: (low[again], high[again]) for i, (low, high) in bounded.watched.items()}
@@ -142,7 +142,8 @@ class InputSplit:
             again = bounded.near.nonzero().flatten()
             if not again.shape[0]:
                 break
-            finer = self._bound_with(plan, replace(batch.take(again), inherited={}), literals.take(again))
+            rest = replace(batch.take(again), inherited={})
+            finer = self._bound_with(plan, rest, literals.take(again), not self.options.backward)
             bounded = bounded.with_boxes(again, replace(finer, watched={}))
         return bounded
 
