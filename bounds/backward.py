@@ -12,17 +12,18 @@ taken as they are and every residual is charged to the bias (``interval.py`` say
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from bounds.alignment import cut, inner, sloped
 from bounds.box import Box, LpBall
 from bounds.graph import Node
 from bounds.layouts import Dense, Owner, Places, Rows, Selection, Windows, flat, is_image, total
-from bounds.ops.base import Affine, Interval, Line, Nonlinear, Relaxation
+from bounds.ops.base import Affine, Interval, Line, Nonlinear, Relaxation, sum_of
 from bounds.ops.simplex import OnSimplex
 from bounds.plan import Plan
 
@@ -250,7 +251,7 @@ def _start_with_units(walk: Walk, node: Node, units: Selection) -> bool:
         rows = op.unit_windows(units, Places.of_units(units, walk.owner), variables[0], constants, shape)
     live, matrix = walk.state.live.get(source), op.matrix(constants, variables[0], shape)
     if live is not None and matrix is not None:
-        rows = Dense(_cut(matrix, live, units.index) * units.sign.unsqueeze(1), live)
+        rows = Dense(cut(matrix, live, units.index) * units.sign.unsqueeze(1), live)
     if rows is None:
         dense = op.unit_rows(units.index, variables[0], constants, shape)
         if dense is None:
@@ -268,6 +269,8 @@ def _start_with_units(walk: Walk, node: Node, units: Selection) -> bool:
 def _over_affine(walk: Walk, node: Node, rows: Rows) -> None:
     plan, op = walk.plan, node.op
     assert isinstance(op, Affine)
+    if isinstance(rows, Windows):
+        rows = rows.inside(node.shape)
     walk.charge(node.id, rows)
     if node.id in plan.offset:
         offset = plan.offset[node.id].unsqueeze(0)
@@ -292,21 +295,12 @@ def _pull(walk: Walk, node: Node, rows: Rows, position: int) -> Rows:
     if matrix is None or (live is None and rows.columns is None):  # type: ignore[union-attr]
         return Dense(op.pullback(rows.dense(node.shape), position, operands, shape))
     assert isinstance(rows, Dense)
-    values = flat(rows.values) @ _cut(matrix, live, rows.columns)
+    values = flat(rows.values) @ cut(matrix, live, rows.columns)
     return Dense(values.reshape(-1, *shape)) if live is None else Dense(values, live)
 
 
-def _cut(matrix: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """Some rows and columns of a matrix, transposed: along its memory first, so that it is never copied as a whole."""
-    cuts = [(0, rows), (1, columns)] if matrix.is_contiguous() else [(1, columns), (0, rows)]
-    for axis, index in cuts:
-        if index is not None:
-            matrix = matrix.index_select(0, index) if axis == 0 else matrix.T.index_select(0, index).T
-    return matrix.T
-
-
 def _over_relaxed(walk: Walk, node: Node, rows: Rows) -> None:
-    plan = walk.plan
+    """By the lower line where a coefficient is positive, by the upper line where it is negative."""
     walk.charge(node.id, rows)
     relaxation = walk.state.relaxations[node.id]
     assert isinstance(node.op, Nonlinear)
@@ -314,11 +308,17 @@ def _over_relaxed(walk: Walk, node: Node, rows: Rows) -> None:
         _over_coupled(walk, node, node.op, rows.dense(node.shape))
         return
     lower, upper = relaxation.lower[0], relaxation.upper[0]
-    positive = rows.values > 0
-    _shift(walk, rows, lower, upper)
-    variables = [i for i, c in zip(node.inputs, plan.operands[node.id], strict=True) if c is None]
-    for source, below, above in zip(variables, lower.slopes, upper.slopes, strict=True):
-        walk.receive(source, rows.scaled(walk.owner, positive, below, above))
+    variables = [i for i, c in zip(node.inputs, walk.plan.operands[node.id], strict=True) if c is None]
+    offsets, slopes = _offsets(walk, lower, upper), (*lower.slopes, *upper.slopes)
+    values, found = rows.aligned(walk.owner, *offsets, *(lower.slopes if walk.mirrored else slopes))
+    parts = _shift(walk, values, found[: len(offsets)])
+    if walk.mirrored:
+        for source, slope in zip(variables, found[len(offsets) :], strict=True):
+            walk.receive(source, rows.like(values * slope))
+        return
+    below, above = found[len(offsets) : len(offsets) + len(variables)], found[-len(variables) :]
+    for source, low, high in zip(variables, below, above, strict=True):
+        walk.receive(source, rows.like(sloped(values, parts, low, high)))
 
 
 def _recentre(walk: Walk, node: Node, op: OnSimplex) -> None:
@@ -346,7 +346,7 @@ def _over_coupled(walk: Walk, node: Node, op: Nonlinear, rows: Tensor) -> None:
     """Over an operator whose lines read several elements of an operand: by the transpose of both sides' lines."""
     relaxation, owner = walk.state.relaxations[node.id], walk.owner
     lower, upper = relaxation.lower[0], relaxation.upper[0]
-    _shift(walk, Dense(rows), lower, upper)
+    _shift(walk, *Dense(rows).aligned(owner, *_offsets(walk, lower, upper)))
 
     def pulled(part: Tensor, line: Line) -> tuple[Tensor, ...]:
         viewed = owner.of(line.offset, part)[0]
@@ -361,18 +361,24 @@ def _over_coupled(walk: Walk, node: Node, op: Nonlinear, rows: Tensor) -> None:
         walk.receive(source, Dense(part.reshape(rows.shape[0], *walk.plan.graph.nodes[source].shape)))
 
 
-def _shift(walk: Walk, rows: Rows, lower: Line, upper: Line) -> None:
-    """Add ``sum A+ lower.offset + A- upper.offset`` to each row's bias."""
+def _offsets(walk: Walk, lower: Line, upper: Line) -> list[Tensor]:
+    """What the parts of rows (``_shift``) are multiplied with; a lower offset of zero is left out."""
     if walk.mirrored:
-        middle, half = (lower.offset + upper.offset) / 2, (upper.offset - lower.offset) / 2
-        walk.contribute(rows.dot(walk.owner, rows.values, middle))
-        away = rows.dot(walk.owner, rows.values.abs(), half)
-        walk.distance, walk.mass = walk.distance + away, walk.mass + away
-        return
-    total = rows.dot(walk.owner, rows.values.clamp(max=0), upper.offset)
-    if bool(lower.offset.any()):
-        total = total + rows.dot(walk.owner, rows.values.clamp(min=0), lower.offset)
-    walk.contribute(total)
+        return [(lower.offset + upper.offset) / 2, (upper.offset - lower.offset) / 2]
+    return [upper.offset, lower.offset] if bool(lower.offset.any()) else [upper.offset]
+
+
+def _shift(walk: Walk, rows: Tensor, offsets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Add ``sum A+ lower.offset + A- upper.offset`` to each row's bias and return (A-, A+).
+
+    Of mirrored rows: the middle, and to the distance what both are away from it; (A, |A|).
+    """
+    parts = (rows, rows.abs()) if walk.mirrored else (rows.clamp(max=0), rows.clamp(min=0))
+    amounts = [inner(part, offset) for part, offset in zip(parts, offsets, strict=False)]
+    if walk.mirrored:
+        walk.distance, walk.mass = walk.distance + amounts[1], walk.mass + amounts[1]
+    walk.contribute(amounts[0] if walk.mirrored else sum_of(amounts))
+    return parts
 
 
 def _apply_split(walk: Walk, split: Split, index: int) -> None:

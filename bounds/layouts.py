@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bounds.alignment import Aligned, inner
+
 COVER = 0.6
 """The share of an image from which on a window is no longer worth its bookkeeping."""
 
@@ -113,36 +115,36 @@ class Dense:
         """What belongs to the node ``[N, *shape]``, where these rows are."""
         return values if self.columns is None else flat(values).index_select(1, self.columns)
 
-    def scaled(self, owner: Owner, positive: Tensor, below: Tensor, above: Tensor) -> Dense:
-        """``A+ below + A- above`` elementwise, for slopes ``[N, *shape]``; ``positive`` is where A is."""
-        viewed, slope = owner.of(self.crop(below), self.values)
-        if above is not below:
-            slope = torch.where(positive.reshape(viewed.shape), slope, owner.of(self.crop(above), self.values)[1])
-        return replace(self, values=(viewed * slope).reshape(self.values.shape))
+    def aligned(self, owner: Owner, *values: Tensor) -> Aligned:
+        """The rows, and what belongs to the node ``[N or 1, *shape]`` of boxes, so that they broadcast."""
+        pairs = [owner.of(self.crop(v), self.values) for v in values]
+        if owner.index is None:
+            return Aligned(pairs[0][0], [v for _, v in pairs])
+        return Aligned(self.values.unsqueeze(0), [v.unsqueeze(0) for _, v in pairs])
+
+    def like(self, values: Tensor) -> Dense:
+        """Rows of other values that are placed as these are."""
+        return replace(self, values=values.reshape(self.values.shape))
 
     def dot(self, owner: Owner, coefficients: Tensor, values: Tensor) -> Tensor:
         """``[R]``: ``coefficients . values`` for coefficients placed as these rows are and values ``[N or 1, *shape]``
         of boxes."""
-        return dot(owner, coefficients, self.crop(values))
+        rows, (found,) = self.like(coefficients).aligned(owner, values)
+        return inner(rows, found)
 
 
 def dot(owner: Owner, rows: Tensor, values: Tensor) -> Tensor:
     """``[R]``: ``rows . values`` for rows ``[R, *shape]`` and values ``[N, *shape]`` of their boxes (or of all)."""
-    if values.shape[0] == 1:
-        return flat(rows) @ values.flatten()
-    viewed, offsets = owner.of(values, rows)
-    if owner.index is None:
-        return torch.matmul(flat(viewed, 2), flat(offsets, 2).transpose(1, 2)).reshape(-1)
-    return (flat(rows) * flat(offsets)).sum(1)
+    return Dense(rows).dot(owner, rows, values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Places:
     """Where windows lie: P distinct places, ``origin`` ``[P, 2]`` (top, left) in the image of ``box`` ``[P]``, and for
-    each row ``[R]`` its ``place``. ``whole``: the windows are the image.
+    each row its ``place`` ``[K]``: rows may come several times over, in blocks of K. ``whole``: the windows are the
+    image.
 
-    Neurons of all channels at one point of an image see the same window, so what belongs to the node is gathered once
-    for all of them.
+    Neurons of all channels at one point see the same window: what belongs to the node is gathered once for them.
     """
 
     place: Tensor
@@ -177,11 +179,11 @@ class Places:
 
     def take(self, rows: Tensor) -> Places:
         """Of some of the rows."""
-        return replace(self, place=self.place[rows])
+        return replace(self, place=self.place[rows % self.place.shape[0]])
 
-    def twice(self) -> Places:
-        """Of rows that come twice, one after the other."""
-        return replace(self, place=self.place.repeat(2))
+    def of_rows(self, rows: int) -> Tensor:
+        """``[R]``: the place of each of so many rows."""
+        return self.place.repeat(rows // self.place.shape[0])
 
     def along(self, axis: int, size: int) -> Tensor:
         """``[P, size]``: rows (axis 0) or columns of the image under the windows."""
@@ -190,44 +192,44 @@ class Places:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
-    """Coefficient rows over an image ``[1, C, H, W]``: row r is ``values[r]`` ``[h, w, C]`` at its place, and zero
+    """Coefficient rows over an image ``[1, C, H, W]``: row r is ``values[r]`` ``[C, h, w]`` at its place, and zero
     elsewhere.
 
-    Windows may stick out of the image; coefficients there are zero (``inside``).
+    Windows may stick out of the image; coefficients there are zero, or, of ``ragged`` windows, mean nothing
+    (``inside`` sets them to zero).
     """
 
     values: Tensor
     places: Places
+    ragged: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
-        return self.values.shape[1], self.values.shape[2]
+        return self.values.shape[2], self.values.shape[3]
 
     @staticmethod
     def of_images(images: Tensor, places: Places, shape: tuple[int, ...]) -> Windows:
         """From ``[R, C, h, w]``; what lies outside the image is set to zero."""
-        return Windows(images.permute(0, 2, 3, 1).contiguous(), places).inside(shape)
+        return Windows(images.contiguous(), places, True).inside(shape)
 
     @staticmethod
     def of_whole(rows: Tensor, places: Places) -> Windows:
         """From rows ``[R, 1, C, H, W]`` over the whole image."""
-        return Windows(rows.squeeze(1).permute(0, 2, 3, 1).contiguous(), places)
-
-    def images(self) -> Tensor:
-        """``[R, C, h, w]``, a view."""
-        return self.values.permute(0, 3, 1, 2)
+        return Windows(rows.squeeze(1).contiguous(), places)
 
     def inside(self, shape: tuple[int, ...]) -> Windows:
         """With zeros outside the image."""
+        if not self.ragged:
+            return self
         kept = []
         for axis in (0, 1):
             along = self.places.along(axis, self.size[axis])
             kept.append((along >= 0) & (along < shape[axis + 2]))
         if bool(kept[0].all()) and bool(kept[1].all()):
-            return self
+            return replace(self, ragged=False)
         mask = (kept[0].unsqueeze(2) & kept[1].unsqueeze(1)).to(self.values.dtype)
-        return Windows(self.values * mask.index_select(0, self.places.place).unsqueeze(3), self.places)
+        return self.like(self._in_blocks() * mask.index_select(0, self.places.place).unsqueeze(1))
 
     def grown(self, shape: tuple[int, ...], always: bool = False) -> Windows:
         """The same rows over the whole image where the windows are about as large, or ``always``."""
@@ -239,76 +241,87 @@ class Windows:
     def dense(self, shape: tuple[int, ...]) -> Tensor:
         """The rows over the whole node ``[R, *shape]``."""
         values = self.values if self.places.whole else self._laid_out(shape)
-        return values.permute(0, 3, 1, 2).contiguous().unsqueeze(1)
+        return values.unsqueeze(1)
 
     def _laid_out(self, shape: tuple[int, ...]) -> Tensor:
-        """``[R, H, W, C]``"""
+        """``[R, C, H, W]``"""
         height, width = self.size
-        rows, channels, device = self.values.shape[0], shape[1], self.values.device
+        (rows, channels), device = self.values.shape[:2], self.values.device
         index, kept = [], []
         for axis, size in ((0, height), (1, width)):
             along = torch.arange(shape[axis + 2], device=device) - self.places.origin[:, axis : axis + 1]
-            kept.append((along >= 0) & (along < size))
-            index.append(along.clamp(0, size - 1))
-        where = (index[0].unsqueeze(2) * width + index[1].unsqueeze(1)).flatten(1)
-        mask = (kept[0].unsqueeze(2) & kept[1].unsqueeze(1)).flatten(1).to(self.values.dtype)
-        base = torch.arange(rows, device=device).unsqueeze(1) * (height * width)
-        where = (where.index_select(0, self.places.place) + base).flatten()
-        found = self.values.reshape(-1, channels).index_select(0, where).reshape(rows, -1, channels)
-        found = found * mask.index_select(0, self.places.place).unsqueeze(2)
-        return found.reshape(rows, shape[2], shape[3], channels)
+            kept.append(((along >= 0) & (along < size)).unsqueeze(2 - axis))
+            index.append(along.unsqueeze(2 - axis))
+        # One element behind each image is zero.
+        where = torch.where(kept[0] & kept[1], index[0] * width + index[1], height * width).flatten(1)
+        where = where.index_select(0, self.places.of_rows(rows)).unsqueeze(1).expand(-1, channels, -1)
+        found = functional.pad(self.values.flatten(2), (0, 1)).gather(2, where)
+        return found.reshape(rows, channels, shape[2], shape[3])
 
     def take(self, rows: Tensor) -> Windows:
         """Some of the rows."""
-        return Windows(self.values[rows], self.places.take(rows))
+        return replace(self, values=self.values[rows], places=self.places.take(rows))
+
+    def split(self, count: int) -> list[Windows]:
+        """The rows, so many at a time."""
+        if (rows := self.values.shape[0]) <= count:
+            return [self]
+        parts = zip(self.values.split(count), self.places.of_rows(rows).split(count), strict=True)
+        return [replace(self, values=v, places=replace(self.places, place=p)) for v, p in parts]
 
     def mirrored(self) -> Windows:
         """All rows, then their negatives."""
-        return Windows(torch.cat([self.values, -self.values]), self.places.twice())
+        return replace(self, values=torch.cat([self.values, -self.values]))
 
-    def gather(self, values: Tensor, planar: bool = False) -> Tensor:
-        """``[R or 1, h, w, C]``: values ``[N or 1, 1, C, H, W]`` of boxes at the windows; outside the image any.
-
-        ``planar``: as ``[R or 1, C, h, w]``.
-        """
-        boxes, _, channels, height, width = values.shape
-        table = values.permute(0, 1, 3, 4, 2)
-        if self.places.whole:
-            found = table if boxes == 1 else table.index_select(0, self.places.box)
+    def gather(self, *values: Tensor) -> list[Tensor]:
+        """``[K or 1, C, h, w]`` each: values ``[N or 1, 1, C, H, W]`` of boxes at the windows; outside zero."""
+        boxes, places = max(v.shape[0] for v in values), self.places
+        if places.whole and boxes == 1:
+            return [v.squeeze(1) for v in values]
+        tables = torch.stack([v.squeeze(1).expand(boxes, *v.shape[2:]) for v in values])
+        if places.whole:
+            found = tables.flatten(2).index_select(1, places.box)
         else:
-            y = self.places.along(0, self.size[0]).clamp(0, height - 1)
-            x = self.places.along(1, self.size[1]).clamp(0, width - 1)
-            if boxes > 1:
-                y = y + self.places.box.unsqueeze(1) * height
-            index = (y.unsqueeze(2) * width + x.unsqueeze(1)).flatten()
-            found = table.reshape(-1, channels).index_select(0, index)
-        found = found.reshape(-1, *self.size, channels)
-        if planar:
-            found = found.permute(0, 3, 1, 2)
-        size = found.shape[1:]
-        if found.shape[0] > 1:
-            found = found.flatten(1).index_select(0, self.places.place)
-        return found.reshape(-1, *size)
+            high, wide = self.size
+            padded = functional.pad(tables, (wide, wide, high, high))
+            found = padded.flatten(1).index_select(1, self._index(padded.shape[1:]).flatten())
+        found = found.reshape(len(values), places.box.shape[0], -1).index_select(1, places.place)
+        return list(found.reshape(len(values), -1, *self.values.shape[1:]))
 
-    def scaled(self, owner: Owner, positive: Tensor, below: Tensor, above: Tensor) -> Windows:
-        """``A+ below + A- above`` elementwise, for slopes ``[N, *shape]``; ``positive`` is where A is."""
-        slope = self.gather(below)
-        if above is not below:
-            slope = torch.where(positive, slope, self.gather(above))
-        return Windows(self.values * slope, self.places)
+    def _index(self, shape: tuple[int, ...]) -> Tensor:
+        """``[P, C h w]``: where windows are in values ``[N, C, H, W]`` that were padded by their size all around."""
+        boxes, channels, height, width = shape
+        along = [torch.arange(n, device=self.values.device) for n in (channels, *self.size)]
+        patch = (along[0].reshape(-1, 1, 1) * height + along[1].reshape(-1, 1)) * width + along[2]
+        corner = self.places.origin + self.places.origin.new_tensor(self.size)
+        corners = corner[:, 0].clamp(0, height - self.size[0]) * width + corner[:, 1].clamp(0, width - self.size[1])
+        if boxes > 1:
+            corners = corners + self.places.box * (channels * height * width)
+        return corners.unsqueeze(1) + patch.flatten()
+
+    def _in_blocks(self) -> Tensor:
+        return self.values.reshape(-1, self.places.place.shape[0], *self.values.shape[1:])
+
+    def aligned(self, owner: Owner, *values: Tensor) -> Aligned:
+        """The rows, and what belongs to the node ``[N or 1, *shape]`` of boxes, so that they broadcast; zero outside
+        the image."""
+        return Aligned(self._in_blocks(), [v.unsqueeze(0) for v in self.gather(*values)])
+
+    def like(self, values: Tensor) -> Windows:
+        """Rows of other values that are placed as these are, with zeros outside the image."""
+        return Windows(values.reshape(self.values.shape), self.places)
 
     def dot(self, owner: Owner, coefficients: Tensor, values: Tensor) -> Tensor:
         """``[R]``: ``coefficients . values`` for coefficients placed as these rows are and values ``[N or 1, *shape]``
         of boxes."""
-        found = self.gather(values)
-        if found.shape[0] == 1:
-            return coefficients.flatten(1) @ found.flatten()
-        return found.mul_(coefficients).flatten(1).sum(1)
+        rows, (found,) = self.like(coefficients).aligned(owner, values)
+        return inner(rows, found)
 
     def framed(self, places: Places, size: tuple[int, int], shift: tuple[int, int]) -> Windows:
         """The same rows in larger windows, which begin ``shift`` before these."""
         after = [size[k] - self.size[k] - shift[k] for k in (0, 1)]
-        return Windows(functional.pad(self.values, (0, 0, shift[1], after[1], shift[0], after[0])), places)
+        values = functional.pad(self.values, (shift[1], after[1], shift[0], after[0]))
+        return replace(self, values=values, places=places)
 
 
 Rows = Dense | Windows
@@ -327,7 +340,8 @@ def total(one: Rows, two: Rows, shape: tuple[int, ...]) -> Rows:
             size = max(one.size[0], dy + two.size[0]) + above, max(one.size[1], dx + two.size[1]) + before
             places = one.places.moved((1, 1), (above, before))
             framed = one.framed(places, size, (above, before)).values
-            return Windows(framed + two.framed(places, size, (dy + above, dx + before)).values, places)
+            both = framed + two.framed(places, size, (dy + above, dx + before)).values
+            return Windows(both, places, one.ragged or two.ragged)
     if isinstance(one, Dense) and isinstance(two, Dense) and one.columns is two.columns:
         return replace(one, values=one.values + two.values)
     return Dense(one.dense(shape) + two.dense(shape))
@@ -371,7 +385,7 @@ class Selection:
         rows = torch.arange(self.index.shape[0], device=self.index.device)
         values = self.sign.new_zeros((rows.shape[0], channels))
         values[rows, self.index // (height * width)] = self.sign
-        return Windows(values.reshape(-1, 1, 1, channels), places)
+        return Windows(values.reshape(-1, channels, 1, 1), places)
 
     def dense(self) -> Tensor:
         """The rows written out, ``[R, *shape]``."""

@@ -105,7 +105,7 @@ class _Places:
         self.alike = isinstance(rows, Windows) and not rows.places.whole and rows.size == frame.size
         if self.alike and isinstance(rows, Windows):
             mine, theirs = self.windows, rows.places
-            self.alike = torch.equal(mine.origin[mine.place], theirs.origin[theirs.place])
+            self.alike = torch.equal(mine.origin[mine.place], theirs.origin[theirs.of_rows(rows.values.shape[0])])
 
     def laid(self, values: Tensor) -> Tensor:
         """Numbers at the patches ``[R, C h w]`` as the rows lie."""

@@ -120,6 +120,7 @@ def _over_first(walk: Walk, first: Node, entry: int) -> None:
     assert isinstance(op, Affine)
     low, high = walk.state.bounds[entry]
     radius, position = (high - low) / 2, next(k for k, c in enumerate(constants) if c is None)
+    rows = rows.inside(first.shape)
     away = op.spans(rows, position, constants, radius)
     if away is None:
         return

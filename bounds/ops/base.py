@@ -322,11 +322,12 @@ class Affine(Op):
     ) -> Windows | None:
         """``pullback`` of windows of the result, both images; None: only dense rows can be pulled back (the default,
         but for elementwise operators whose operands are not repeated)."""
-        image = (rows.values.shape[3], *rows.size)
+        image, count = tuple(rows.values.shape[1:]), rows.values.shape[0]
         if not self.elementwise or shape[1] != image[0] or {o.shape[1:] for o in operands if o is not None} - {shape}:
             return None
-        at = [None if o is None else rows.gather(o).permute(0, 3, 1, 2).unsqueeze(1) for o in operands]
-        return Windows.of_whole(self.pullback(rows.images().unsqueeze(1), position, at, (1, *image)), rows.places)
+        at = [None if o is None else rows.gather(o)[0].unsqueeze(1) for o in operands]
+        at = [o if o is None or o.shape[0] == 1 else o.repeat(count // o.shape[0], *[1] * 4) for o in at]
+        return Windows.of_whole(self.pullback(rows.values.unsqueeze(1), position, at, (1, *image)), rows.places)
 
     def spans(self, rows: Windows, position: int, operands: Sequence[Tensor | None], radius: Tensor) -> Tensor | None:
         """``[R]``: ``|pullback(rows)| . radius``, up to rounding, for radii ``[N, *shape]``; None: no cheap way."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bounds.layouts import Places, Selection, Windows
-from bounds.ops import reading
+from bounds.ops import phases, reading
 from bounds.ops.arithmetic import Add
 from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Shape, Slide
 from bounds.ops.indexing import reversed_pads
@@ -21,12 +21,6 @@ from bounds.ops.shaping import reshape
 from bounds.ops.windows import read_axes
 
 Sizes = tuple[int, ...]
-
-FEW_CHANNELS = 4
-"""Transposed steps to at most so many channels are done phase by phase."""
-
-PLANAR_CHANNELS = 16
-"""Convolutions of at most so many channels run faster over one plane after the other than with channels innermost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,66 +110,24 @@ class Conv(Affine):
         weight = operands[1]
         assert position == 0 and weight is not None
         if rows.places.whole:
-            return Windows.of_whole(self.pullback(rows.images().unsqueeze(1), position, operands, shape), rows.places)
-        images = self._transposed(rows.images(), weight, (0, 0), (0, 0))
-        return Windows.of_images(images, rows.places.moved(self.strides, self.pads[:2]), shape)
+            return Windows.of_whole(self.pullback(rows.values.unsqueeze(1), position, operands, shape), rows.places)
+        images = self._transposed(rows.values, weight, (0, 0), (0, 0))
+        return Windows(images.contiguous(), rows.places.moved(self.strides, self.pads[:2]), ragged=True)
 
     def spans(self, rows: Windows, position: int, operands: Sequence[Tensor | None], radius: Tensor) -> Tensor | None:
-        """Phase by phase: their coefficients stay where a plain convolution leaves them, and the radii go there."""
-        weight, shape = operands[1], radius.shape[1:]
+        """Phase by phase (``phases.py``)."""
+        weight = operands[1]
         assert position == 0 and weight is not None
         plain = weight.dtype == torch.float32 and self.groups == 1 and self.dilations == (1, 1)
         if not plain or min(self.pads) < 0 or self.strides[0] != self.strides[1]:
             return None
-        stride, reach = self.strides[0], self._reach(weight)
-        planar = weight.shape[0] <= PLANAR_CHANNELS
-        images = rows.images().contiguous() if planar else rows.images()
-        found = functional.conv2d(images, self._phases(weight), None, 1, (reach[0] - 1, reach[1] - 1))
-        # Block 0 begins where the padding does, and the last one is reached by the last place of the result.
-        extents = [shape[k + 2] + self.pads[k] + self.pads[k + 2] - weight.shape[k + 2] for k in (0, 1)]
-        ends = [(extents[k] // stride + reach[k]) * stride - shape[k + 2] - self.pads[k] for k in (0, 1)]
-        laid = functional.pad(radius.squeeze(1), (self.pads[1], ends[1], self.pads[0], ends[0]))
-        around = functional.pixel_unshuffle(laid, stride).unsqueeze(1)
-        sizes = Windows(found.permute(0, 2, 3, 1), rows.places).gather(around, planar)
-        sizes = sizes if planar else sizes.permute(0, 3, 1, 2)
-        return (found.abs() * sizes).sum((1, 2, 3))
-
-    def _reach(self, weight: Tensor) -> list[int]:
-        """Of how many places of the result one phase of the operand is the sum, along each axis."""
-        return [-(-k // s) for k, s in zip(weight.shape[2:], self.strides, strict=True)]
-
-    def _phases(self, weight: Tensor) -> Tensor:
-        """``[C s s, K, reach, reach]``: the plain convolutions whose results are those of the transposed step at every
-        s-th place."""
-        count, channels, *kernel = weight.shape
-        (tall, wide), reach = self.strides, self._reach(weight)
-        even = functional.pad(weight, (0, wide * reach[1] - kernel[1], 0, tall * reach[0] - kernel[0]))
-        phases = even.reshape(count, channels, reach[0], tall, reach[1], wide).permute(1, 3, 5, 0, 2, 4)
-        return phases.flip(4, 5).flatten(0, 2)
+        return phases.spans(rows, weight, self.strides[0], self.pads, radius)
 
     def _transposed(self, rows: Tensor, weight: Tensor, padding: Sizes, rest: Sizes) -> Tensor:
-        """The transposed step ``[R, K, h, w]`` to ``[R, C, ...]``, cropped by ``padding`` at both ends, less ``rest``.
-
-        In float32, where libraries know plain convolutions of few channels better than transposed ones, it is done by
-        those: phase by phase for a stride of 2, results at even and odd places together as four times the channels.
-        """
-        count, channels, *kernel = weight.shape
-        simple = weight.dtype == torch.float32 and self.dilations == (1, 1) and self.groups == 1
-        planar = simple and count <= PLANAR_CHANNELS and min(count, channels) < PLANAR_CHANNELS
-        margin = (kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1])
-        if planar and self.strides == (1, 1) and min(margin) >= 0:
-            return functional.conv2d(rows.contiguous(), self._phases(weight), None, 1, margin)
-        if not simple or self.strides != (2, 2) or channels > FEW_CHANNELS:
-            return functional.conv_transpose2d(
-                rows, weight, None, self.strides, padding, rest, self.groups, self.dilations
-            )
-        reach = self._reach(weight)
-        rows = rows.contiguous() if planar else rows
-        found = functional.conv2d(rows, self._phases(weight), None, 1, (reach[0] - 1, reach[1] - 1))
-        images = functional.pixel_shuffle(found, 2)
-        size = [(rows.shape[k + 2] - 1) * 2 + kernel[k] + rest[k] for k in (0, 1)]
-        images = functional.pad(images, (0, size[1] - images.shape[3], 0, size[0] - images.shape[2]))
-        return images[:, :, padding[0] : size[0] - padding[0], padding[1] : size[1] - padding[1]]
+        """The transposed step ``[R, K, h, w]`` to ``[R, C, ...]``, cropped by ``padding`` at both ends."""
+        if weight.dtype == torch.float32 and self.dilations == (1, 1) and self.groups == 1:
+            return phases.transposed(rows, weight, self.strides, padding, rest)
+        return functional.conv_transpose2d(rows, weight, None, self.strides, padding, rest, self.groups, self.dilations)
 
     def slide(self, operands: Sequence[Tensor | None]) -> Slide | None:
         weight = operands[1]
@@ -195,7 +147,7 @@ class Conv(Affine):
             return None
         plane = units.shape[2] * units.shape[3]
         filters = weight[units.index // plane] * units.sign.reshape(-1, 1, 1, 1)
-        return Windows.of_images(filters, places.moved(self.strides, self.pads[:2]), shape)
+        return Windows(filters, places.moved(self.strides, self.pads[:2]), ragged=True)
 
     def unit_rows(self, index: Tensor, position: int, operands: Sequence[Tensor | None], shape: Shape) -> Tensor | None:
         """Each row is one filter, laid into zeros at its window."""

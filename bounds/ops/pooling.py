@@ -72,9 +72,9 @@ class AveragePool(Affine):
     ) -> Windows | None:
         """Each window of the rows on its own, as an image of just the size that it averages."""
         if rows.places.whole:
-            return Windows.of_whole(self.pullback(rows.images().unsqueeze(1), position, operands, shape), rows.places)
+            return Windows.of_whole(self.pullback(rows.values.unsqueeze(1), position, operands, shape), rows.places)
         size = tuple((n - 1) * s + k for n, s, k in zip(rows.size, self.strides, self.kernel, strict=True))
-        images = self.pullback(rows.images().unsqueeze(1), position, operands, (1, shape[1], *size))
+        images = self.pullback(rows.values.unsqueeze(1), position, operands, (1, shape[1], *size))
         return Windows.of_images(images.squeeze(1), rows.places.moved(self.strides, (0, 0)), shape)
 
 

@@ -196,7 +196,7 @@ def laid_out(patches: Patches, node: int, values: Tensor) -> Tensor:
 def gathered(patches: Patches, node: int, values: Tensor) -> Tensor:
     """Values ``[R, *shape]`` at the patches of their rows."""
     sample = windows(patches, node, torch.zeros(patches.lines, len(patches.stage(node).index), dtype=D))
-    return sample.gather(values, planar=True).flatten(1)
+    return sample.gather(values)[0].flatten(1)
 
 
 def test_links_take_matrices_and_operators() -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import bounds.backward
 import bounds.dual
 import verifier.branch.activation_split
 import verifier.branch.input_split
@@ -62,8 +63,7 @@ def wrap(patch: Patch, owner: Any, name: str, change: Callable[..., Any]) -> Non
 
 def lines_swapped(patch: Patch) -> None:
     """The slope of the other side: ``A+ upper + A- lower``."""
-    for rows in (Dense, Windows):
-        wrap(patch, rows, "scaled", lambda f, self, owner, positive, *sides: f(self, owner, positive, *sides[::-1]))
+    wrap(patch, bounds.backward, "sloped", lambda f, rows, parts, *sides: f(rows, parts, *sides[::-1]))
 
 
 def intercept_too_small(patch: Patch) -> None:
