@@ -54,7 +54,7 @@ class Owner:
     def of(self, values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """``(rows, values)`` viewed so that they broadcast row by row: values ``[N, *shape]`` belong to boxes."""
         if self.index is not None:
-            return rows, values if values.shape[0] == 1 else values[self.index]
+            return rows, values if values.shape[0] == 1 else values.index_select(0, self.index)
         boxes = values.shape[0]
         return rows.reshape(self.groups, self.per_box, *rows.shape[1:]), values.reshape(boxes, 1, *values.shape[1:])
 

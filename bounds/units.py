@@ -14,14 +14,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bounds.alignment import cut
 from bounds.backward import State, Walk, backward, start, steps, weigh
 from bounds.concretize import concretize
 from bounds.graph import Node
 from bounds.interval import relaxed_charge
-from bounds.layouts import Owner, Selection, Windows
+from bounds.layouts import Dense, Owner, Selection, Windows, flat
 from bounds.ops.base import Affine, Interval, Line, Relaxation
 from bounds.ops.univariate import Univariate
 from bounds.plan import Plan
+
+VARYING_SHARE = 0.8
+"""Inputs that are fixed in every box are left out where at most this share of them is left."""
 
 
 def with_parallel_lines(plan: Plan, state: State, target: int) -> State | None:
@@ -115,19 +119,32 @@ def _over_first(walk: Walk, first: Node, entry: int) -> None:
     """What rows at the first step reach, without writing them out at the input: the middle as the middle of the node,
     the distance from sizes alone. Rows stay where they are if the operator has no such way."""
     rows, op, constants = walk.rows.get(first.id), first.op, walk.plan.operands[first.id]
-    if not isinstance(rows, Windows) or walk.state.splits.keys() & {first.id, entry}:
+    if rows is None or walk.state.splits.keys() & {first.id, entry}:
         return
     assert isinstance(op, Affine)
     low, high = walk.state.bounds[entry]
     radius, position = (high - low) / 2, next(k for k, c in enumerate(constants) if c is None)
-    rows = rows.inside(first.shape)
-    away = op.spans(rows, position, constants, radius)
+    if isinstance(rows, Windows):
+        rows = rows.inside(first.shape)
+        away = op.spans(rows, position, constants, radius)
+    else:
+        away = _matrix_spans(walk, rows, op.matrix(constants, position, radius.shape[1:]), radius)
     if away is None:
         return
     centre = op.forward(*(low + radius if c is None else c for c in constants))
     walk.bias = walk.bias + rows.dot(walk.owner, rows.values, centre)
     walk.distance = walk.distance + away
     del walk.rows[first.id]
+
+
+def _matrix_spans(walk: Walk, rows: Dense, matrix: Tensor | None, radius: Tensor) -> Tensor | None:
+    """``[R]``: ``|rows matrix^T| . radius`` over the inputs that vary in some box; None without a matrix."""
+    if matrix is None:
+        return None
+    varying = flat(radius).any(0).nonzero().flatten()
+    live = varying if varying.shape[0] <= VARYING_SHARE * matrix.shape[0] else None
+    reached = Dense(flat(rows.values) @ cut(matrix, live, rows.columns), live)
+    return reached.dot(walk.owner, reached.values.abs_(), radius)
 
 
 def _entry(plan: Plan) -> int:
