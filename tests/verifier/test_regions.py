@@ -85,7 +85,7 @@ def test_a_normalisation_is_part_of_the_replayed_model(model: Path) -> None:
     room = 1e-6 * float((np.abs((POINT - channels[0]) / channels[1]).reshape(1, 12) @ np.abs(WEIGHT)).max())
     np.testing.assert_allclose(raw, expected[0], rtol=0, atol=room)
     forms = query.graph.evaluate(torch.from_numpy(POINT.reshape(1, 12).astype(np.float64)))[0]
-    np.testing.assert_allclose(forms.numpy()[0], [raw[0] - raw[1], raw[0] - raw[2]], rtol=0, atol=room)
+    np.testing.assert_allclose(forms.numpy()[0], [raw[0] - raw[1], raw[0] - raw[2]], rtol=0, atol=2 * room)
     assert exact_box(query)[1][1] - exact_box(query)[1][0] == Fraction(2, 255)
     same = normalised(normalised(model, 0, 1), 0.5, "0.5")
     half = Replayer(robustness(same, POINT, 0, label=0)).run(POINT.flatten())[0]
