@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -256,8 +256,8 @@ class Pad(Affine):
         if any(self.pads[k] for k in (0, 1, half, half + 1)):
             return None
         if rows.places.whole:
-            return Windows.of_whole(self.pullback(rows.images().unsqueeze(1), position, operands, shape), rows.places)
-        return Windows(rows.values, rows.places.moved((1, 1), self.pads[2:half])).inside(shape)
+            return Windows.of_whole(self.pullback(rows.values.unsqueeze(1), position, operands, shape), rows.places)
+        return replace(rows, places=rows.places.moved((1, 1), self.pads[2:half]), ragged=True).inside(shape)
 
 
 class Split(Rewritten):
