@@ -27,20 +27,23 @@ BLOCK = 0.3
 
 
 class Memory:
-    """Peak memory of one call in MB: of the card where there is one, else the process's resident set (Linux)."""
+    """Memory in MB above what was there before the first call: of the card where there is one, else the process's
+    resident set (Linux). Blocks that a call frees may stay with the process, so they are counted from there on."""
 
     def __init__(self, device: str) -> None:
         self.device = device
-        if device != "cpu":
+        self.before = torch.cuda.memory_allocated() / MEGABYTE if device != "cpu" else _resident("VmRSS")
+
+    def begin(self) -> None:
+        """Look at what is used from now on."""
+        if self.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated() / MEGABYTE
             return
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-        self.before = _resident("VmRSS")
 
     def peak(self) -> float:
-        """What was added at the peak."""
+        """The most that was held beside what was there before the first call."""
         after = _resident("VmHWM") if self.device == "cpu" else torch.cuda.max_memory_allocated() / MEGABYTE
         return after - self.before
 
@@ -52,12 +55,12 @@ def _resident(entry: str) -> float:
     return 0.0
 
 
-def call(tool: tools.Tool, case: Case, device: str, request: dict[str, Any]) -> dict[str, Any]:
+def call(tool: tools.Tool, case: Case, memory: Memory, request: dict[str, Any]) -> dict[str, Any]:
     """One measured call, or the median of as many as fit into ``BLOCK`` seconds."""
     boxes = case.boxes(request["batch"])
     dtype = torch.float64 if getattr(tool, "semantics", None) else torch.float32
-    boxes = Box(boxes.lower.to(device, dtype), boxes.upper.to(device, dtype))
-    memory = Memory(device)
+    boxes = Box(boxes.lower.to(memory.device, dtype), boxes.upper.to(memory.device, dtype))
+    memory.begin()
     clock = time.process_time if request.get("clock") == "cpu" else time.perf_counter
     seconds: list[float] = []
     while not seconds or sum(seconds) + seconds[-1] < BLOCK:
@@ -84,7 +87,8 @@ def main() -> None:
             if tool is None:
                 case = load(Path(setup["folder"]), setup["benchmark"], setup["part"])
                 tool = tools.make(setup["tool"], case, setup["device"])
-            answer = call(tool, case, setup["device"], request)
+                memory = Memory(setup["device"])
+            answer = call(tool, case, memory, request)
         except Exception as error:  # noqa: BLE001 - what another tool raises is the result here
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
         print(json.dumps(answer), file=answers, flush=True)
