@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from bounds import machine
-from bounds.backward import State
+from bounds.backward import State, parallel
 from bounds.box import Box, LpBall
 from bounds.forward import Functions, step
 from bounds.graph import Node
 from bounds.interval import node_interval, relaxed_charge, size
 from bounds.layouts import Owner, Selection, flat
-from bounds.ops.base import Affine, Interval, Nonlinear, Relaxation
+from bounds.ops.base import Affine, Interval, Line, Nonlinear, Relaxation
 from bounds.ops.univariate import PiecewiseLinear
 from bounds.plan import Plan
 from bounds.units import enclosed, least, with_parallel_lines
@@ -40,6 +40,10 @@ SAMPLE = 8
 
 SCREEN_FROM = 1 << 18
 """Rows of fewer coefficients than this at the widest node are not worth another walk that might settle them."""
+
+ALONE_FROM = 1 << 18
+"""Boxes whose rows have as many coefficients at the widest node are walked one after the other: then what belongs to
+the node is the same for all rows, and nothing is gained from more of them."""
 
 LIVE_FROM, LIVE_SHARE = 64, 0.8
 """Relaxed nodes of at least so many elements leave out those that are zero, where at most this share is left."""
@@ -179,11 +183,12 @@ def crown(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, 
     count = units.count()
     result = _screened(plan, state, node, units, owner, until)
     rows = open_rows(plan, state, node, units, owner, result)
-    for part in rows.split(max(1, chunk_rows(plan, node) * count // units.index.shape[0])):
-        if time.monotonic() > until or not part.shape[0]:
+    for box, part in _parts(plan, node, rows, owner, max(1, chunk_rows(plan, node) * count // units.index.shape[0])):
+        if time.monotonic() > until:
             break
         chosen, places = units.take(part), torch.cat([part, part + count]) if units.mirrored else part
-        found = least(plan, state, node, chosen, _owners(state, owner[places]))
+        known, owners = _seen(state, owner[places], box)
+        found = least(plan, known, node, chosen, owners)
         result[places] = torch.maximum(result[places], found)
     return result
 
@@ -201,10 +206,11 @@ def _screened(plan: Plan, state: State, node: int, units: Selection, owner: Tens
     rows = torch.arange(count, device=plan.device)
     sampled = rows % SAMPLE == 0 if count >= SAMPLE**2 else rows >= 0
     for some in (rows[sampled], rows[~sampled]):
-        for part in some.split(chunk_rows(plan, node)):
-            if time.monotonic() > until or not part.shape[0]:
+        for box, part in _parts(plan, node, some, owner, chunk_rows(plan, node)):
+            if time.monotonic() > until:
                 break
-            low, high = enclosed(plan, lines, node, first.take(part), _owners(state, owner[part]))
+            known, owners = _seen(lines, owner[part], box)
+            low, high = enclosed(plan, known, node, first.take(part), owners)
             result[part], result[part + count] = low, -high
         settled = count - open_rows(plan, state, node, units, owner, result).shape[0]
         if settled < some.shape[0] / 2:  # then the walks that are saved cost less than the screening
@@ -226,8 +232,46 @@ def open_rows(plan: Plan, state: State, node: int, units: Selection, owner: Tens
     return flat(wanted)[place].nonzero().flatten()
 
 
-def _owners(state: State, owner: Tensor) -> Owner:
-    return Owner.shared(owner.shape[0]) if state.box.size == 1 else Owner.by_index(owner)
+def _parts(plan: Plan, node: int, rows: Tensor, owner: Tensor, most: int) -> Iterator[tuple[int | None, Tensor]]:
+    """Chunks of rows of a node (which stand box by box), with the box of all rows of a chunk where there is one."""
+    boxes, counts = torch.unique_consecutive(owner[rows], return_counts=True)
+    if rows.shape[0] * _widest(plan, node) < ALONE_FROM * boxes.shape[0]:
+        yield from ((None, part) for part in rows.split(most) if part.shape[0])
+        return
+    for box, mine in zip(boxes.tolist(), rows.split(counts.tolist()), strict=True):
+        yield from ((box, part) for part in mine.split(most))
+
+
+def _seen(state: State, owner: Tensor, box: int | None) -> tuple[State, Owner]:
+    """What rows are walked with, and whose they are there: of one box alone where nothing says otherwise."""
+    if state.box.size == 1:
+        return state, Owner.shared(owner.shape[0])
+    if box is None or state.splits or state.ball is not None:
+        return state, Owner.by_index(owner)
+    return _of_box(state, box), Owner.shared(owner.shape[0])
+
+
+def _of_box(state: State, box: int) -> State:
+    """Views of what is known of one box; charges and sizes stay those of all boxes."""
+
+    def one(values: Tensor) -> Tensor:
+        return values if values.shape[0] == 1 else values[box : box + 1]
+
+    def line(of: Line, slopes: tuple[Tensor, ...]) -> tuple[Line, ...]:
+        return (Line(slopes, one(of.offset)),)
+
+    def lines(of: Relaxation) -> Relaxation:
+        lower, upper = of.lower[0], of.upper[0]
+        above = tuple(map(one, upper.slopes))
+        below = above if parallel(of) else tuple(map(one, lower.slopes))  # the same ones, as ``parallel`` wants them
+        return Relaxation(line(lower, below), line(upper, above))
+
+    return replace(
+        state,
+        box=Box(one(state.box.lower), one(state.box.upper)),
+        bounds={k: (one(low), one(high)) for k, (low, high) in state.bounds.items()},
+        relaxations={k: lines(found) for k, found in state.relaxations.items()},
+    )
 
 
 def chunk_rows(plan: Plan, target: int | None = None) -> int:

@@ -17,6 +17,9 @@ from bounds.plan import Plan
 LIMIT = 1 << 40
 """Products for the ascents of the inner neurons of one box: a minute or two of one processor."""
 
+USUAL_STEPS = 20
+"""Further steps do not count: who asks for them grants the time, and no layer may get fewer because of them."""
+
 
 @dataclass(slots=True)
 class Account:
@@ -37,8 +40,8 @@ class Account:
 
 
 def climbing(plan: Plan, target: int, patches: Geometry | None, rows: int, steps: int) -> int:
-    """At most so many products are in the ascent of so many rows: their walks down, and up again."""
-    return 2 * products(plan, target, patches) * rows * steps
+    """At most so many products are in the ascent of so many rows (walks down, and up again), of its usual steps."""
+    return 2 * products(plan, target, patches) * rows * min(steps, USUAL_STEPS)
 
 
 def products(plan: Plan, target: int, patches: Geometry | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bounds import Box, Crown, Graph, compute_bounds
+from bounds import Box, Crown, Graph, compute_bounds, propagate
 from bounds.compute import Semantics
 from bounds.graph import Builder
 from bounds.ops.base import Op
@@ -42,8 +42,12 @@ def boxes() -> Box:
 
 @pytest.mark.parametrize("semantics", [None, "real"])
 @pytest.mark.parametrize("memory", [None, 12 * 8 * 30 * 25])
-def test_boxes_together_and_alone(semantics: Semantics | None, memory: int | None) -> None:
-    """Chunks of 25 rows lie in one box or across two."""
+@pytest.mark.parametrize("alone", [False, True])
+def test_boxes_together_and_alone(
+    semantics: Semantics | None, memory: int | None, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of 25 rows lie in one box or across two; boxes of many rows are walked one after the other."""
+    monkeypatch.setattr(propagate, "ALONE_FROM", 0 if alone else 1 << 40)
     graph, region = network(), boxes()
     found = compute_bounds(graph, region, Crown(), semantics=semantics, memory=memory)
     for k in range(BOXES):

@@ -125,3 +125,11 @@ def test_alpha_is_at_least_crown_where_nothing_ascends(monkeypatch: pytest.Monke
     monkeypatch.setattr(shared, "Account", lambda: Account(0))
     plain, found = compute_bounds(graph, boxes(), Crown()), compute_bounds(graph, boxes(), Alpha(10))
     assert bool((found.lower >= plain.lower - 1e-6).all()) and float((found.lower - plain.lower).max()) > 1e-3
+
+
+def test_more_steps_leave_no_layer_out() -> None:
+    """What a layer's ascent counts for does not grow beyond its usual steps: more of them are never looser."""
+    search, _ = plans(Relu())
+    target = search.watched[-1]
+    assert climbing(search, target, None, 3, 10) == climbing(search, target, None, 3, 20) / 2
+    assert climbing(search, target, None, 3, 2000) == climbing(search, target, None, 3, 20)
