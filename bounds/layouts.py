@@ -4,8 +4,8 @@
 only a patch that contains all its coefficients, at a place of its own: what a neuron sees of a convolution's operand.
 Whatever belongs to the node (slopes, charges, biases) is gathered at the patches.
 
-Rows are flat, ``[R, *node shape]``. ``Owner`` says which of the N boxes a row speaks about: by an index ``[R]``, or,
-where every box has equally many rows, by position (a broadcast instead of a copy).
+Dense rows are ``[R, *node shape]``, windows ``[R, C, h, w]``. ``Owner`` says which of the N boxes a row speaks about: by
+an index ``[R]``, or, where every box has equally many rows, by position (a broadcast instead of a copy).
 """
 
 from __future__ import annotations
@@ -58,13 +58,6 @@ class Owner:
         boxes = values.shape[0]
         return rows.reshape(self.groups, self.per_box, *rows.shape[1:]), values.reshape(boxes, 1, *values.shape[1:])
 
-    def take(self, rows: Tensor) -> Owner:
-        """Of some of the rows; without an index there must be a single group of rows."""
-        if self.index is not None:
-            return Owner.by_index(self.index[rows])
-        assert self.groups == 1, "rows of several boxes are taken by index"
-        return Owner.shared(rows.shape[0])
-
     def halved(self) -> Owner:
         """Of the first half of mirrored rows."""
         if self.index is not None:
@@ -102,10 +95,6 @@ class Dense:
             return self.values
         rows = self.values.new_zeros((self.values.shape[0], max(1, int(torch.Size(shape).numel()))))
         return rows.index_copy(1, self.columns, self.values).reshape(-1, *shape)
-
-    def take(self, rows: Tensor) -> Dense:
-        """Some of the rows."""
-        return replace(self, values=self.values[rows])
 
     def mirrored(self) -> Dense:
         """All rows, then their negatives."""
@@ -176,10 +165,6 @@ class Places:
         """Of the same rows over the whole image."""
         box, place = torch.unique_consecutive(self.box, return_inverse=True)
         return Places(place[self.place], self.origin.new_zeros((box.shape[0], 2)), box, True)
-
-    def take(self, rows: Tensor) -> Places:
-        """Of some of the rows."""
-        return replace(self, place=self.place[rows % self.place.shape[0]])
 
     def of_rows(self, rows: int) -> Tensor:
         """``[R]``: the place of each of so many rows."""
@@ -257,10 +242,6 @@ class Windows:
         where = where.index_select(0, self.places.of_rows(rows)).unsqueeze(1).expand(-1, channels, -1)
         found = functional.pad(self.values.flatten(2), (0, 1)).gather(2, where)
         return found.reshape(rows, channels, shape[2], shape[3])
-
-    def take(self, rows: Tensor) -> Windows:
-        """Some of the rows."""
-        return replace(self, values=self.values[rows], places=self.places.take(rows))
 
     def split(self, count: int) -> list[Windows]:
         """The rows, so many at a time."""

@@ -35,7 +35,7 @@ class Splits:
         return int(self.clause.shape[0])
 
     def take(self, index: Tensor | slice) -> Splits:
-        """Those at ``index`` (numbers or a mask)."""
+        """Those at ``index`` (numbers, a mask or a slice)."""
         return Splits(
             self.clause[index],
             self.signs[index],
@@ -46,10 +46,6 @@ class Splits:
             self.share[index],
             self.next[index],
         )
-
-    def split(self, count: int) -> list[Splits]:
-        """In parts of at most so many."""
-        return [self.take(part) for part in torch.arange(self.size, device=self.clause.device).split(count)]
 
     @staticmethod
     def cat(parts: Sequence[Splits]) -> Splits:
