@@ -51,9 +51,9 @@ def test_boxes_together_and_alone(
     graph, region = network(), boxes()
     found = compute_bounds(graph, region, Crown(), semantics=semantics, memory=memory)
     for k in range(BOXES):
-        alone = compute_bounds(graph, Box(region.lower[k : k + 1], region.upper[k : k + 1]), semantics=semantics)
-        torch.testing.assert_close(found.lower[k : k + 1], alone.lower, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(found.upper[k : k + 1], alone.upper, rtol=1e-9, atol=1e-9)
+        single = compute_bounds(graph, Box(region.lower[k : k + 1], region.upper[k : k + 1]), semantics=semantics)
+        torch.testing.assert_close(found.lower[k : k + 1], single.lower, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.upper[k : k + 1], single.upper, rtol=1e-9, atol=1e-9)
 
 
 def test_the_way_to_varying_inputs_alone() -> None:

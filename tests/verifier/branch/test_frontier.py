@@ -84,7 +84,7 @@ def test_a_search_with_hardly_any_memory_ends_with_the_same_verdict(
     query = planted.query(graph, [box], [(0, [(0, 1, least - distance)])])
     plan = prepare(graph, D, rounding=Rounding.of(D))
     for memory in (0, 1 << 10, 1 << 30):  # of 160 bytes each
-        steps = InputSplit(Problem.of(query), (plan,), SplitPlan(8, 2, False, memory)).run()
+        steps = InputSplit(Problem.of(query), (plan,), SplitPlan(batch=8, fill=2, memory=memory)).run()
         last = list(itertools.islice(steps, 60 if open_ else 1000))[-1]
         assert (last.open_subproblems > 0) == open_
         assert last.refuted > 20 and (open_ or last.open_share == 0)
