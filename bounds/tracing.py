@@ -2,8 +2,8 @@
 
 The export is functional (no operation changes a tensor in place) and static: sizes are those of the example, and a
 branch of the module's code is taken as the example takes it; a comparison with the module at another point notices
-most branches on values. Operations that the table does not know are replaced by
-what torch itself decomposes them into, where it can.
+most branches on values. Operations that the table does not know are replaced by what torch itself decomposes them into,
+where it can.
 """
 
 from __future__ import annotations

@@ -4,9 +4,11 @@ A subproblem says of some unstable ReLUs on which side of 0 their pre-activation
 of the root (which hold everywhere), clamped at the splits; the half-spaces themselves enter the bound through
 multipliers (beta-CROWN, Wang et al., NeurIPS 2021), which ascend together with the slopes, starting from the
 parent's. Search runs in float32 without error terms; a subproblem counts as refuted after one walk in float64 with
-all error terms and the multipliers found. ``bounding.py`` bounds them, ``scores.py`` chooses the next split.
+all error terms and the multipliers found. ``bounding.py`` bounds them, ``scores.py`` chooses the next split. One with
+nothing left to split is a linear program (``leaf.py``), whose multipliers are decided alike; where that does not refute
+it, it is kept as stuck.
 
-This is the plain form: one clause at a time, root bounds never refreshed, no cuts.
+Every subproblem belongs to one clause; root bounds are never refreshed, and there are no cuts.
 """
 
 from __future__ import annotations
