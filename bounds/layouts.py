@@ -4,8 +4,8 @@
 only a patch that contains all its coefficients, at a place of its own: what a neuron sees of a convolution's operand.
 Whatever belongs to the node (slopes, charges, biases) is gathered at the patches.
 
-Dense rows are ``[R, *node shape]``, windows ``[R, C, h, w]``. ``Owner`` says which of the N boxes a row speaks about: by
-an index ``[R]``, or, where every box has equally many rows, by position (a broadcast instead of a copy).
+Dense rows are ``[R, *node shape]``, windows ``[R, C, h, w]``. ``Owner`` says which of the N boxes a row speaks about:
+by an index ``[R]``, or, where every box has equally many rows, by position (a broadcast instead of a copy).
 """
 
 from __future__ import annotations

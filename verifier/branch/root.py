@@ -42,7 +42,8 @@ class Screened:
 
 
 def screen(problem: Problem, plan: Plan, until: float = math.inf) -> Iterator[tuple[int, Screened]]:
-    """CROWN bounds of every task's box in batches: ``(tasks done, result)`` after each; intervals after ``until``."""
+    """CROWN bounds of every task's box in batches, of what its clauses can depend on: ``(tasks done, result)`` after
+    each; intervals after ``until``."""
     elements = sum(int(torch.Size(n.shape).numel()) for n in plan.graph.nodes if n.id in plan.operands)
     step = max(1, min(256, BATCH_ELEMENTS // max(1, elements)))
     tasks = torch.arange(problem.tasks, device=plan.device)
@@ -80,7 +81,8 @@ def _boxes(problem: Problem, plan: Plan, task: Tensor) -> Box:
 
 def refine(problem: Problem, plans: tuple[Plan, Plan], open_: OpenTask, steps: int, until: float) -> OpenTask:
     """The task with the proven state of its box: CROWN bounds (where they are not known yet), then ``steps`` of ascent
-    for each unstable neuron, layer by layer, until the time ``until``. ``plans``: for search and for proof."""
+    for each unstable neuron, layer by layer, until the time ``until``; neurons that no clause of the box can depend on
+    keep their intervals. ``plans``: for search and for proof."""
     rough, exact = plans
     state, task = open_.state, torch.tensor([open_.task], device=exact.device)
     boxes = _boxes(problem, exact, task)
