@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bounds.layouts import flat
 from bounds.rounding import Rounding
 
 
@@ -53,7 +54,7 @@ class Box:
 
     def empty(self) -> Tensor:
         """``[N]`` bool: which boxes contain no point."""
-        return (self.lower > self.upper).unsqueeze(-1).flatten(1).any(1)
+        return flat(self.lower > self.upper).any(1)
 
     def take(self, index: Tensor) -> Box:
         """The boxes at ``index`` ``[K]``, in that order."""
@@ -130,10 +131,10 @@ class LpBall:
         rounding = Rounding.of(self.centre.dtype)
         terms = x[0].numel() + 8
         length = _length(x - self.centre, self.p) * (1 + 2 * rounding.gamma(terms)) + terms * rounding.tiny
-        inside = (length <= self.radius) | (x == self.centre).unsqueeze(-1).flatten(1).all(1)
+        inside = (length <= self.radius) | flat(x == self.centre).all(1)
         if self.within is None:
             return inside
-        return inside & ((x >= self.within.lower) & (x <= self.within.upper)).unsqueeze(-1).flatten(1).all(1)
+        return inside & flat((x >= self.within.lower) & (x <= self.within.upper)).all(1)
 
     def take(self, index: Tensor) -> LpBall:
         """The balls at ``index`` ``[K]``, in that order."""
@@ -159,12 +160,12 @@ def _column(radius: Tensor, like: Tensor) -> Tensor:
 
 def _length(difference: Tensor, p: float) -> Tensor:
     """``[N]`` norms, scaled by the largest element so that no square overflows or vanishes."""
-    flat = difference.unsqueeze(-1).flatten(1).abs()
-    most = flat.amax(1)
+    sizes = flat(difference).abs()
+    most = sizes.amax(1)
     if p == math.inf:
         return most
     scale = torch.where(most > 0, most, torch.ones_like(most)).unsqueeze(1)
-    ratio = flat / scale
+    ratio = sizes / scale
     total = ratio.sum(1) if p == 1 else (ratio * ratio).sum(1).sqrt()
     return total * most
 

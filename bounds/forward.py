@@ -22,6 +22,7 @@ from torch import Tensor
 from bounds.box import Box
 from bounds.graph import Node
 from bounds.interval import affine_charge, finite_or_infinite, rounds
+from bounds.layouts import flat
 from bounds.ops.base import Affine, Interval, Nonlinear, Relaxation
 from bounds.plan import Plan
 from bounds.rounding import Rounding
@@ -38,7 +39,7 @@ class Functions:
     def of_box(box: Box, chosen: Tensor, rounding: Rounding | None) -> Functions:
         """Of the input itself; ``chosen`` ``[k]`` are flat places of inputs."""
         shape = box.lower.shape
-        low, high = box.lower.unsqueeze(-1).flatten(1), box.upper.unsqueeze(-1).flatten(1)
+        low, high = flat(box.lower), flat(box.upper)
         centre = (low + high) / 2
         radius = torch.maximum(high - centre, centre - low)
         radius = radius if rounding is None else rounding.up(radius)
@@ -67,11 +68,11 @@ class Functions:
 
     def over_rows(self, rows: Tensor, rounding: Rounding | None) -> Functions:
         """Of the forms ``rows . node`` for rows ``[R, *shape]`` (exact numbers): ``[N, k + 1, R]`` each."""
-        weights = rows.unsqueeze(-1).flatten(1)
-        middle, distance = (v.unsqueeze(-1).flatten(2) for v in (self.middle, self.distance))
+        weights = flat(rows)
+        middle, distance = (flat(v, 2) for v in (self.middle, self.distance))
         found = Functions(middle @ weights.T, distance @ weights.abs().T)
         if rounding is not None:
-            count, size = weights.shape[1], self.size().unsqueeze(-1).flatten(1) @ weights.abs().T
+            count, size = weights.shape[1], flat(self.size()) @ weights.abs().T
             lost = rounding.affine(2 * count, size) * 2 + self.middle.shape[1] * (count * 16 * rounding.tiny)
             found.distance[:, -1] += rounding.up(lost)
         return found
@@ -80,7 +81,7 @@ class Functions:
         """The two functions in the inputs themselves: lower rows ``[N, *shape, *input shape]``, lower bias
         ``[N, *shape]``, and the same of the upper one; valid in exact arithmetic where there is a rounding model."""
         inputs = box.lower.shape[1:]
-        low, high = (end.unsqueeze(-1).flatten(1)[:, chosen] for end in (box.lower, box.upper))
+        low, high = (flat(end)[:, chosen] for end in (box.lower, box.upper))
         centre = (low + high) / 2
         radius = torch.maximum(high - centre, centre - low)
         radius = radius if rounding is None else rounding.up(radius)

@@ -22,7 +22,7 @@ from bounds.dual import each, recast
 from bounds.forward import Functions
 from bounds.interval import rows_interval, search_intervals
 from bounds.joint import together
-from bounds.layouts import Owner, Selection
+from bounds.layouts import Owner, Selection, flat
 from bounds.ops.base import Interval as Ends
 from bounds.ops.base import Parameters
 from bounds.plan import Plan, prepare
@@ -284,7 +284,7 @@ def _together(pairs: Sequence[Parameters]) -> Parameters:
 
 def _varying(box: Box) -> Tensor:
     """Flat places of the inputs that are not fixed in every box."""
-    return (box.upper > box.lower).unsqueeze(-1).flatten(1).any(0).nonzero().flatten()
+    return flat(box.upper > box.lower).any(0).nonzero().flatten()
 
 
 def _search(plan: Plan, search: Plan | None) -> Plan:
