@@ -240,6 +240,8 @@ class Alpha(Method):
 
     def bound(self, target: Target) -> Found:
         results = list(self._walks(target))
+        if not results:  # a node without elements
+            return Found(target.intervals(), {})
         found = torch.cat([bound for _, bound, _ in results], 2)
         slopes = {node: _together([part[node] for _, _, part in results]) for node in results[0][2]}
         return Found(target.ends(found), slopes)

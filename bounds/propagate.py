@@ -181,6 +181,8 @@ def crown(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, 
     the time ``until`` (``time.monotonic()``) get -inf: nothing gained, nothing claimed.
     """
     count = units.count()
+    if not count:  # a node without elements
+        return units.sign.to(plan.dtype)
     result = _screened(plan, state, node, units, owner, until)
     rows = open_rows(plan, state, node, units, owner, result)
     for box, part in _parts(plan, node, rows, owner, max(1, chunk_rows(plan, node) * count // units.index.shape[0])):

@@ -30,6 +30,7 @@ from bounds.graph import Builder, Constant, Graph
 from bounds.jacobian import jacobian_bounds
 from bounds.ops.base import Interval as Ends
 from bounds.ops.gemm import Gemm
+from bounds.ops.indexing import Concat, Slice
 from bounds.ops.relu import Relu
 from bounds.ops.sshape import Sigmoid, Tanh
 
@@ -266,3 +267,16 @@ def test_infinite_inputs_say_nothing() -> None:
     for method in METHODS:
         found: Bounds = compute_bounds(network(), Box(low, low.clamp(min=0)), method)
         assert not bool(found.lower.isnan().any()) and not bool(found.upper.isnan().any())
+
+
+@pytest.mark.parametrize("method", [Interval(), Forward(), Crown(), Alpha(steps=2)])
+def test_a_node_without_elements(method: Method) -> None:
+    """A slice of nothing has bounds of nothing."""
+    build = Builder()
+    x = build.input((3,))
+    nothing = build.add(Slice((0,), (0,), (0,), (1,)), x)
+    graph = build.finish([build.add(Concat(0, (3, 0)), build.add(Relu(), x), nothing)])
+    region = Box.around(torch.zeros(3, dtype=D), 1)
+    found = compute_bounds(graph, region, method, keep=[nothing])
+    assert found.at(nothing)[0].shape == (1, 0)
+    torch.testing.assert_close(found.upper, torch.ones((1, 3), dtype=D))
