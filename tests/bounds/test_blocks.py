@@ -29,7 +29,7 @@ build = Builder()
 graph = build.finish([build.add(Relu(), build.input((1,)))])
 before = faults()
 plan.prepare(graph)
-print(before, faults())
+print(before, min(faults() for _ in range(5)))  # a system short of memory may take pages back in between
 """
 
 
