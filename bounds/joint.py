@@ -28,8 +28,7 @@ from bounds.layouts import Owner, Selection, flat
 from bounds.ops.base import Interval
 from bounds.ops.relu import Relu
 from bounds.plan import Plan
-from bounds.propagate import loose, propagate, relax
-from bounds.shared import of_box
+from bounds.propagate import loose, of_box, propagate, relax
 
 TOGETHER = Pace(20, rate=0.4, decay=0.95)
 """How all parameters climb together."""
@@ -230,10 +229,10 @@ def together(
     node, rows = asked
     both, rough, parts = torch.cat([rows, -rows]), recast(search, state), list[tuple[LinearBounds, Tensor]]()
     for box in range(state.box.size):
-        problem = Joint.of(search, of_box(search, rough, box), node, both.to(search.dtype))
+        problem = Joint.of(search, of_box(rough, box), node, both.to(search.dtype))
         start = problem.start()
         top = climb(problem, start, torch.ones_like(start), replace(TOGETHER, steps=steps), None).point
-        parts.append(_decided(problem, plan, of_box(plan, state, box), both, top))
+        parts.append(_decided(problem, plan, of_box(state, box), both, top))
     lines = [part for part, _ in parts]
     whole = LinearBounds(
         torch.cat([part.rows for part in lines]),

@@ -250,10 +250,10 @@ def _seen(state: State, owner: Tensor, box: int | None) -> tuple[State, Owner]:
         return state, Owner.shared(owner.shape[0])
     if box is None or state.splits or state.ball is not None:
         return state, Owner.by_index(owner)
-    return _of_box(state, box), Owner.shared(owner.shape[0])
+    return of_box(state, box), Owner.shared(owner.shape[0])
 
 
-def _of_box(state: State, box: int) -> State:
+def of_box(state: State, box: int) -> State:
     """Views of what is known of one box; charges and sizes stay those of all boxes."""
 
     def one(values: Tensor) -> Tensor:
@@ -273,6 +273,7 @@ def _of_box(state: State, box: int) -> State:
         box=Box(one(state.box.lower), one(state.box.upper)),
         bounds={k: (one(low), one(high)) for k, (low, high) in state.bounds.items()},
         relaxations={k: lines(found) for k, found in state.relaxations.items()},
+        ball=None if state.ball is None else state.ball.take(torch.tensor([box], device=state.box.lower.device)),
     )
 
 

@@ -22,11 +22,11 @@ from bounds.backward import State
 from bounds.climb import Pace, Slope, climb
 from bounds.condensed import Condensed
 from bounds.condensed_walk import CondensedRows
-from bounds.dual import by_rows, each, freedoms, initial, recast, with_slopes
+from bounds.dual import each, freedoms, initial, recast, with_slopes
 from bounds.layouts import Selection, flat
 from bounds.patches import frames
 from bounds.plan import Plan
-from bounds.propagate import MEMORY, Tighten, chunk_rows, crown, open_rows
+from bounds.propagate import MEMORY, Tighten, chunk_rows, crown, of_box, open_rows
 from bounds.work import Account, climbing
 
 HELD = 6
@@ -65,14 +65,14 @@ def optimised_within_memory(search: Plan, steps: int, until: float = math.inf) -
             result[places] = own(plan, state, node, units.take(tight), owner[places])
         for box in (needed > limit).nonzero().flatten().tolist():
             mine = (owner[:count] == box).nonzero().flatten()
-            part, one = units.take(mine), of_box(plan, state, box)
+            part, one = units.take(mine), of_box(state, box)
             places, both = torch.zeros_like(owner[: 2 * mine.shape[0]]), torch.cat([mine, mine + count])
             result[both] = found = crown(plan, one, node, part, places, until)
             left = open_rows(plan, one, node, part, places, found).shape[0]
             if not account.grants(state, climbing(search, node, None, 2 * left, steps)):
                 continue
             layer = Layer(
-                replace(search, memory=plan.memory), of_box(search, rough, box), node, part, found.to(search.dtype)
+                replace(search, memory=plan.memory), of_box(rough, box), node, part, found.to(search.dtype)
             )
             better = layer.climbed(pace)
             if plan is not search:
@@ -81,13 +81,6 @@ def optimised_within_memory(search: Plan, steps: int, until: float = math.inf) -
         return result
 
     return tighten
-
-
-def of_box(plan: Plan, state: State, box: int) -> State:
-    """The state of one box alone, with the intervals of all nodes."""
-    part = by_rows(plan, state, torch.tensor([box], device=plan.device))
-    ends = {n: (low[box : box + 1], high[box : box + 1]) for n, (low, high) in state.bounds.items() if low.shape[0] > 1}
-    return replace(part, bounds={**state.bounds, **ends})
 
 
 def _choices(plan: Plan, state: State) -> Tensor:

@@ -18,9 +18,9 @@ from bounds.ops.gemm import Gemm
 from bounds.ops.relu import Relu
 from bounds.ops.sshape import Tanh
 from bounds.plan import prepare
-from bounds.propagate import crown, propagate
+from bounds.propagate import crown, of_box, propagate
 from bounds.rounding import Rounding
-from bounds.shared import Layer, of_box, optimised_within_memory
+from bounds.shared import Layer, optimised_within_memory
 
 D = torch.float64
 
@@ -81,7 +81,7 @@ def test_rows_are_never_below_crown_one_by_one() -> None:
     state, _ = propagate(plan, boxes(), tighten=crown)
     node = plan.output
     for box in range(2):
-        one = of_box(plan, state, box)
+        one = of_box(state, box)
         places = torch.arange(3)
         sign = torch.ones(6, dtype=D)
         sign[3:] = -1
