@@ -1,0 +1,1 @@
+"""Records: of every refuted leaf what a program needs to refute it again, and that program."""
