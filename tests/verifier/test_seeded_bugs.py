@@ -20,7 +20,7 @@ from torch import Tensor
 import bounds.backward
 import bounds.dual
 import verifier.branch.activation_split
-import verifier.branch.input_split
+import verifier.branch.box_bounds
 from bounds.ascent import DualRows
 from bounds.backward import Walk
 from bounds.graph import Builder
@@ -100,7 +100,7 @@ def errors_not_charged(patch: Patch) -> None:
     def change(original: Callable[..., Tensor], plan: Any, *args: Any) -> Tensor:
         return original(replace(plan, rounding=None), *args)
 
-    wrap(patch, verifier.branch.input_split, "concretize", change)
+    wrap(patch, verifier.branch.box_bounds, "concretize", change)
 
 
 # Duals ----------------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def bounds_of_a_sibling(patch: Patch) -> None:
 
 def joint_without_thresholds(patch: Patch) -> None:
     """Weighted literals whose slacks are taken for zero where they are negative."""
-    wrap(patch, verifier.branch.input_split, "joint", lambda f, rows, slack, *box: f(rows, slack * 0.5, *box))
+    wrap(patch, verifier.branch.box_bounds, "joint", lambda f, rows, slack, *box: f(rows, slack * 0.5, *box))
 
 
 # With the engine that it is planted in, and the seed of instances that soon show it.

@@ -20,7 +20,8 @@ from bounds.ops.base import Interval
 class Subproblems:
     """K boxes over the free inputs. ``lower, upper`` ``[K, f]`` float64; ``task`` ``[K]``; ``alive`` ``[K, C]`` the
     clauses not yet refuted on a parent; ``bound`` ``[K]`` the parent's least margin; ``share`` ``[K]`` of the input
-    set; ``inherited`` bounds of watched nodes that hold on the parent (empty where they would cost too much memory).
+    set; ``number`` ``[K]``: in the order in which they came about; ``inherited`` bounds of watched nodes that hold on
+    the parent (empty where they would cost too much memory).
     """
 
     lower: Tensor
@@ -29,6 +30,7 @@ class Subproblems:
     alive: Tensor
     bound: Tensor
     share: Tensor
+    number: Tensor
     inherited: Mapping[int, Interval]
 
     @property
@@ -45,6 +47,7 @@ class Subproblems:
             self.alive[index],
             self.bound[index],
             self.share[index],
+            self.number[index],
             {node: (low[index], high[index]) for node, (low, high) in self.inherited.items()},
         )
 
@@ -54,7 +57,7 @@ class Subproblems:
             old[at] = values
 
     def _tensors(self) -> list[Tensor]:
-        own = [self.lower, self.upper, self.task, self.alive, self.bound, self.share]
+        own = [self.lower, self.upper, self.task, self.alive, self.bound, self.share, self.number]
         return own + [end for node in sorted(self.inherited) for end in self.inherited[node]]
 
     @staticmethod
@@ -70,6 +73,7 @@ class Subproblems:
             torch.cat([p.alive for p in parts]),
             torch.cat([p.bound for p in parts]),
             torch.cat([p.share for p in parts]),
+            torch.cat([p.number for p in parts]),
             {
                 node: (
                     torch.cat([p.inherited[node][0] for p in parts]),
@@ -84,7 +88,7 @@ class Subproblems:
         return replace(self, inherited={})
 
 
-class _Store:
+class Store:
     """Subproblems in the slots of tensors that grow; a free slot has the bound +inf and the share 0."""
 
     def __init__(self, like: Subproblems) -> None:
@@ -92,14 +96,15 @@ class _Store:
         self.free = like.task[:0]
         self.size = 0
 
-    def put(self, new: Subproblems) -> None:
-        """Add subproblems that inherit the same nodes."""
+    def put(self, new: Subproblems) -> Tensor:
+        """Add subproblems that inherit the same nodes; the slots that they are put into."""
         missing = new.size - self.free.shape[0]
         if missing > 0:
             self._grow(max(missing, self.slots.size))
         at, self.free = self.free[: new.size], self.free[new.size :]
         self.slots.write(at, new)
         self.size += new.size
+        return at
 
     def take(self, at: Tensor) -> Subproblems:
         """Remove those in some slots."""
@@ -129,6 +134,7 @@ class _Store:
             empty(old.alive),
             old.bound.new_full((count,), torch.inf),
             old.share.new_zeros(count),
+            empty(old.number),
             {node: (empty(low), empty(high)) for node, (low, high) in old.inherited.items()},
         )
         self.free = torch.cat([self.free, torch.arange(old.size, old.size + count, device=self.free.device)])
@@ -143,8 +149,8 @@ class Frontier:
         self.shapes, self.dtype = shapes, dtype
         each = sum(2 * dtype.itemsize * int(torch.Size(s).numel()) for s in shapes.values())
         self.most = memory // max(1, each)
-        self.warm = _Store(self._unbounded(first.take(first.task[:0])))
-        self.cold = _Store(first.bare())
+        self.warm = Store(self._unbounded(first.take(first.task[:0])))
+        self.cold = Store(first.bare())
         self.cold.put(first.bare())
 
     @property

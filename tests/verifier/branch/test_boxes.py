@@ -44,7 +44,7 @@ def test_children_cover_and_shrink(planted: ModuleType, seed: int) -> None:
     radius = rng.choice([0.0, 1e-7, 1e-3, 10.0], size=4).astype(np.float32)
     box = (centre - radius, centre + radius)
     search = search_of(query_of(planted, 4, 1, [box], [(0, [(0, 1, 0.0)])]))
-    parents = search.start()
+    parents = search.bounds.start()
     for _ in range(12):
         scores = torch.from_numpy(rng.random(tuple(parents.lower.shape)))
         children, _, still = search._bisect(parents, scores)

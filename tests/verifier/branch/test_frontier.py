@@ -32,7 +32,7 @@ def some(rng: np.random.Generator, first: int, count: int) -> Subproblems:
     inherited = {i: (task.reshape(-1, *[1] * len(s)) - torch.ones(s, dtype=D),) * 2 for i, s in SHAPES.items()}
     box = task.double().unsqueeze(1).expand(count, 2)
     bound = torch.from_numpy(rng.choice([-np.inf, -3.0, -1.0, -0.5, 0.0], size=count))
-    return Subproblems(box, box + 1, task, (task % 2 == 0).unsqueeze(1), bound, 1.0 / (1 + task), inherited)
+    return Subproblems(box, box + 1, task, (task % 2 == 0).unsqueeze(1), bound, 1.0 / (1 + task), task, inherited)
 
 
 @pytest.mark.parametrize("memory", [0, EACH, 7 * EACH, 1 << 30])

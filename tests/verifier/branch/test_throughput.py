@@ -13,6 +13,7 @@ import torch
 
 import verifier
 from bounds.rounding import plain_products
+from verifier.branch.box_bounds import BoxBounds
 from verifier.branch.problem import Step
 from verifier.query import Query
 
@@ -91,13 +92,13 @@ def test_activation_splits_are_all_counted(throughput: ModuleType, query: Query,
 
 def test_boxes_are_counted(throughput: ModuleType, query: Query, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    bound = throughput.InputSplit._bound
+    bound = BoxBounds.bound
 
     def watch(self: Any, batch: Any) -> Any:
         batches.append(batch.size)
         return bound(self, batch)
 
-    monkeypatch.setattr(throughput.InputSplit, "_bound", watch)
+    monkeypatch.setattr(BoxBounds, "bound", watch)
     steps, takes, first = throughput.input_split(query, 4, torch.device("cpu"))
     limited = (now for now, _ in zip(steps, range(6), strict=False))
     found = [r.subproblems for r in throughput.rounds(limited, takes, first, Ticks(), False)]
