@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from verifier.attacks.plan import AttackPlan
 from verifier.attacks.search import candidates
 from verifier.branch.activation_split import ActivationSplit
 from verifier.branch.input_split import InputSplit
-from verifier.branch.problem import OpenTask, Problem, Step
+from verifier.branch.problem import OpenTask, Problem, S, Search, Step
 from verifier.branch.root import real_status, refine, screen
 from verifier.errors import InputError
 from verifier.query import Query
@@ -67,6 +67,7 @@ class _Run:
     refuted: int = 0
     margin: float = math.inf
     bound: float = -math.inf
+    upper: float = math.inf
     open_share: float = 1.0
     refused: int = 0
     narrow: Counterexample | None = None
@@ -82,7 +83,7 @@ class _Run:
     def progress(self, open_subproblems: int) -> None:
         if self.report is not None:
             seconds = time.monotonic() - self.start
-            self.report(Progress(self.stage, self.bound, open_subproblems, self.open_share, seconds))
+            self.report(Progress(self.stage, self.bound, open_subproblems, self.open_share, seconds, self.upper))
 
     def replay(self, points: Tensor | None) -> None:
         """Raise ``_Decided`` where onnxruntime confirms one of the points; one with a tiny margin is worked on a little
@@ -104,23 +105,27 @@ class _Run:
         if self.narrow is not None and (finished or time.monotonic() >= min(self.narrow_until, self.deadline)):
             raise _Decided(self.narrow)
 
-    def follow(self, steps: Iterator[Step], share: float, before: float, until: float = math.inf) -> Step | None:
-        """Watch a search to its end, the deadline, or the time ``until``; returns its last step (None: there is no
-        further one).
+    def follow(
+        self, search: Search[S], state: S, share: float, before: float, until: float = math.inf
+    ) -> tuple[S, Step | None]:
+        """Search from a state to the end, the deadline, or the time ``until``: the state then, and the last step (None:
+        there was none left).
 
         ``share`` is the part of the input set it works on, ``before`` the open share outside it.
         """
         last: Step | None = None
-        for last in steps:
+        while not state.finished:
+            state, last = search.step(state)
             self.refuted = self.settled + last.refuted
             self.margin = min(self.margin, last.least_margin)
             self.bound, self.open_share = last.lower_bound, before + share * last.open_share
+            self.upper = min(self.upper, last.upper_bound)
             self.progress(last.open_subproblems)
             self.replay(last.points)
             if time.monotonic() >= min(until, self.deadline):
                 break
         self.settle(finished=True)
-        return last
+        return state, last
 
 
 def verify(
@@ -187,7 +192,7 @@ def _split_inputs(run: _Run) -> Verdict:
     run.enter("input split")
     quick = prepare(run.query.graph, torch.float32, run.problem.box.device, Rounding.of(torch.float32))
     search = InputSplit(run.problem, (quick, run.exact), run.strategy.input_split, run.deadline)
-    last = run.follow(search.run(), 1.0, 0.0)
+    _, last = run.follow(search, search.start(), 1.0, 0.0)
     if last is None or last.open_subproblems == 0:
         return _verified(run)
     stuck = "boxes too small to be bisected stay open" if last.open_subproblems == last.stuck else ""
@@ -225,13 +230,14 @@ def _split_task(run: _Run, task: OpenTask, waiting: int, attacked: list[OpenTask
     now = time.monotonic()
     until = now + plan.intermediate_share * (run.deadline - now)
     refined = refine(run.problem, plans, task, plan.intermediate_steps, until)
-    steps = ActivationSplit(run.problem, plans, refined, plan).run()
-    last = run.follow(steps, 1 / total, waiting / total, time.monotonic() + run.strategy.attack_after)
+    search = ActivationSplit(run.problem, plans, refined, plan)
+    pause = time.monotonic() + run.strategy.attack_after
+    state, last = run.follow(search, search.start(), 1 / total, waiting / total, pause)
     if last is None or not last.open_subproblems or run.expired():
         return last
     _attack_longer(run, attacked)
     run.enter("activation split")
-    return run.follow(steps, 1 / total, waiting / total) or last
+    return run.follow(search, state, 1 / total, waiting / total)[1] or last
 
 
 def _attack_longer(run: _Run, tasks: list[OpenTask]) -> None:
@@ -252,9 +258,8 @@ def _verified(run: _Run) -> Verdict:
 
 
 def _open(run: _Run, reason: str) -> Verdict:
-    if reason and not run.expired():
-        return Unknown(stage=run.stage, reason=reason, best_bound=run.bound, open_share=run.open_share)
-    return TimedOut(stage=run.stage, best_bound=run.bound, open_share=run.open_share)
+    word = Unknown(stage=run.stage, reason=reason) if reason and not run.expired() else TimedOut(stage=run.stage)
+    return replace(word, best_bound=run.bound, upper_bound=run.upper, open_share=run.open_share)
 
 
 def choose_device(name: str) -> torch.device:

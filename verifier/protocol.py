@@ -8,7 +8,7 @@ Parent to worker, one at a time:
 Worker to parent:
 
 - ``{"type": "ready"}`` once the libraries are loaded,
-- ``{"type": "progress", "stage", "lower_bound", "open_subproblems", "open_share", "seconds"}``,
+- ``{"type": "progress", "stage", "lower_bound", "upper_bound", "open_subproblems", "open_share", "seconds"}``,
 - ``{"type": "explanation", "lines": [text, ...]}``, before the work starts, where it was asked for,
 - ``{"type": "verdict", "record": {...}, "witness": text}``,
 - ``{"type": "failure", "kind", "exit_code", "message", "traceback"}``.

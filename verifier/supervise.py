@@ -100,6 +100,7 @@ class Job:
                 seconds=limits.now() - self.started,
                 reason=reason,
                 lower_bound=number(progress.lower_bound),
+                upper_bound=number(progress.upper_bound),
                 open_share=progress.open_share,
                 subproblems=progress.open_subproblems,
             )

@@ -14,7 +14,8 @@ Word = Literal["sat", "unsat", "unknown", "timeout"]
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a running verification is: the ``stage`` at work, the least ``lower_bound`` over what is open (-inf: none
-    yet), the number of ``open_subproblems``, the ``open_share`` of the input set or tree in [0, 1], ``seconds`` so far.
+    yet), the number of ``open_subproblems``, the ``open_share`` of the input set or tree in [0, 1], ``seconds`` so far,
+    the least value seen at a point (``upper_bound``, inf: none yet; a counterexample has one of at most 0).
     """
 
     stage: str
@@ -22,6 +23,7 @@ class Progress:
     open_subproblems: int = 0
     open_share: float = 1.0
     seconds: float = 0.0
+    upper_bound: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,14 +89,16 @@ class Verified(Verdict):
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Unknown(Verdict):
-    """``unknown`` with a reason; ``best_bound`` is the least lower bound left (-inf: none), as the search computed it,
-    so that it claims nothing; ``open_share`` the share of the input set (or of the subproblem tree) that is still open,
-    in [0, 1]."""
+    """``unknown`` with a reason; ``best_bound`` is the least lower bound left (-inf: none) and ``upper_bound`` the
+    least value at a point that the search tried (inf: none), both as the search computed them, so that they claim
+    nothing: the least distance from a counterexample lies between them. ``open_share`` is the share of the input set
+    (or of the subproblem tree) that is still open, in [0, 1]."""
 
     word: ClassVar[Word] = "unknown"
     reason: str = ""
     best_bound: float = float("-inf")
     open_share: float = 1.0
+    upper_bound: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

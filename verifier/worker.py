@@ -100,6 +100,7 @@ def _throttled(send: Send, start: float) -> Callable[[Progress], None]:
                 "type": "progress",
                 "stage": progress.stage,
                 "lower_bound": float(progress.lower_bound),
+                "upper_bound": float(progress.upper_bound),
                 "open_subproblems": int(progress.open_subproblems),
                 "open_share": float(progress.open_share),
                 "seconds": moment - start,

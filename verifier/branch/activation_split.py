@@ -13,6 +13,7 @@ Every subproblem belongs to one clause; root bounds are never refreshed, and the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -23,7 +24,7 @@ from bounds.dual import initial
 from bounds.plan import Plan
 from verifier.branch.bounding import Bounded, Bounding, lower
 from verifier.branch.positions import Positions
-from verifier.branch.problem import Literals, OpenTask, Problem, Step
+from verifier.branch.problem import Literals, OpenTask, Problem, Step, Tally
 from verifier.branch.scores import chosen
 from verifier.branch.splits import Splits, children
 from verifier.strategy import AscentPlan
@@ -38,6 +39,23 @@ class _Sifted:
     open: Splits
     stuck: Splits
     points: Tensor | None
+    upper_bound: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SplitState:
+    """Where a search stands: the subproblems to be bounded next (at the very start) or split next, those with nothing
+    left to split, its counts."""
+
+    open: Splits
+    stuck: Splits
+    tally: Tally
+    begun: bool
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left that could be bounded again."""
+        return self.open.size == 0
 
 
 class ActivationSplit:
@@ -60,20 +78,30 @@ class ActivationSplit:
         rhs = torch.where(self.present, threshold, 0.0)
         self.bounding = Bounding.of(plans, self.positions, rows * self.present.unsqueeze(-1), rhs)
 
-    def run(self) -> Iterator[Step]:
-        """Rounds until nothing is open; the first bounds the clauses at the root."""
-        refuted, least, stuck = 0, float("inf"), []
-        batch, steps = self._root(), self.options.root_steps
-        frontier = batch.take(batch.clause[:0])
-        while batch.size:
-            sifted = self._sift(batch, steps)
-            refuted, least = refuted + sifted.refuted, min(least, sifted.least_margin)
-            frontier = Splits.cat([frontier, sifted.open])
-            if sifted.stuck.size:
-                stuck.append(sifted.stuck)
-            yield Step.of(frontier, stuck, refuted, least, sifted.points)
-            parents, frontier = frontier.pop(self.options.batch)
-            batch, steps = children(parents), self.options.steps
+    def start(self) -> SplitState:
+        """The clauses at the root, not bounded yet."""
+        root = self._root()
+        return SplitState(root, root.take(root.clause[:0]), Tally(), begun=False)
+
+    def step(self, state: SplitState) -> tuple[SplitState, Step]:
+        """Bound the root, or the children of the subproblems with the least bounds; the rest waits."""
+        if state.begun:
+            parents, waiting = state.open.pop(self.options.batch)
+            sifted = self._sift(children(parents), self.options.steps)
+        else:
+            waiting = state.open.take(state.open.clause[:0])
+            sifted = self._sift(state.open, self.options.root_steps)
+        stuck = Splits.cat([state.stuck, sifted.stuck]) if sifted.stuck.size else state.stuck
+        tally = state.tally.after(sifted.refuted, sifted.least_margin, sifted.upper_bound)
+        after = SplitState(Splits.cat([waiting, sifted.open]), stuck, tally, begun=True)
+        return after, Step.of(after.open, stuck, tally, sifted.points)
+
+    def run(self, state: SplitState | None = None) -> Iterator[Step]:
+        """Steps from a state (default: the start) until nothing can be split any more; stop iterating to stop."""
+        state = self.start() if state is None else state
+        while not state.finished:
+            state, step = self.step(state)
+            yield step
 
     def _root(self) -> Splits:
         """One subproblem per open clause, without splits, with the slopes of the root's own lines."""
@@ -108,7 +136,7 @@ class ActivationSplit:
             float(proven[proven > 0].amin()) if bool((proven > 0).any()) else float("inf"),
             kept.take(kept.next >= 0),
             last,
-            self._points(found.corner[open_], kept.clause),
+            *self._points(found.corner[open_], kept.clause),
         )
 
     def _decide(self, batch: Splits, found: Bounded) -> Tensor:
@@ -130,13 +158,15 @@ class ActivationSplit:
         )
         return replace(kept, next=chosen(self.bounding, kept, self.plain, self.options.candidates))
 
-    def _points(self, corner: Tensor, clause: Tensor) -> Tensor | None:
-        """Minimising corners that violate their clause in the network's dtype."""
+    def _points(self, corner: Tensor, clause: Tensor) -> tuple[Tensor | None, float]:
+        """Minimising corners that violate their clause in the network's dtype; the least value of the clauses at all
+        corners (inf: there are none)."""
         if not corner.shape[0]:
-            return None
+            return None, math.inf
         problem, box = self.problem, self.problem.box[self.task]
         points = corner.flatten(1).to(problem.inner_lower.dtype)
         points = torch.minimum(torch.maximum(points, problem.inner_lower[box]), problem.inner_upper[box])
         forms = self.rough.graph.evaluate(points.to(self.rough.dtype))[0]
-        good = problem.arrays.satisfied(forms, self.clauses[clause])
-        return points[good] if bool(good.any()) else None
+        value = problem.arrays.margin(forms, self.clauses[clause])
+        least = float(value.amin())
+        return (points[value <= 0] if least <= 0 else None), least

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,11 +22,30 @@ from torch import Tensor
 from bounds.plan import Plan
 from verifier.branch.box_bounds import BoundedBoxes, BoxBounds, halves
 from verifier.branch.frontier import Frontier, Subproblems
-from verifier.branch.problem import Problem, Step
+from verifier.branch.problem import Problem, Step, Tally
 from verifier.strategy import SplitPlan
 
 CLIP_MARGIN = 1e-5
 """Inputs are cut away only where a literal fails by at least this much, so that the margin of a proof is known."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InputState:
+    """Where a search stands: its open boxes, those that cannot be bisected (without what they inherit), its counts,
+    and how many boxes there have been (the next number).
+
+    The frontier is worked on in place, so a step uses up the state that it is given.
+    """
+
+    frontier: Frontier
+    stuck: Subproblems
+    tally: Tally
+    seen: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether no box is left that could be bounded again."""
+        return self.frontier.size == 0
 
 
 class InputSplit:
@@ -42,35 +61,46 @@ class InputSplit:
         self.options = options
         self.free = self.bounds.free
 
-    def run(self) -> Iterator[Step]:
-        """Rounds until nothing is open; a step after each (stop iterating to stop)."""
-        frontier = Frontier(self.bounds.start(), self.bounds.inherited, self.plans[0].dtype, self.options.memory)
-        refuted, least, stuck = 0, float("inf"), list[Subproblems]()
-        seen = frontier.size
-        while frontier.size:
-            batch = frontier.pop(self.options.batch)
-            bounded = self.bounds.bound(batch)
-            open_ = bounded.open
-            refuted += int((~open_).sum())
-            positive = bounded.margins[bounded.margins > 0]
-            if positive.numel():
-                least = min(least, float(positive.amin()))
-            if bool(open_.any()):  # they are clipped
-                least = min(least, CLIP_MARGIN)
-            points = self._points(batch, bounded, open_)
-            children, immovable = self._children(batch, bounded, open_, frontier.size)
-            if immovable.size:
-                stuck.append(immovable)
-            number = torch.arange(seen, seen + children.size, device=children.task.device)
-            seen += children.size
-            frontier.push(replace(children, number=number))
-            yield Step.of(frontier, stuck, refuted, least, points)
+    def start(self) -> InputState:
+        """Nothing is bounded yet."""
+        boxes = self.bounds.start()
+        return self.resume(boxes, boxes.take(boxes.task[:0]), Tally(), boxes.size)
 
-    def _points(self, batch: Subproblems, bounded: BoundedBoxes, open_: Tensor) -> Tensor | None:
-        """Centres and minimising corners of open subproblems that violate a clause in the network's dtype."""
+    def resume(self, open_: Subproblems, stuck: Subproblems, tally: Tally, seen: int) -> InputState:
+        """A state with the given boxes, whatever they inherit."""
+        frontier = Frontier(open_, self.bounds.inherited, self.plans[0].dtype, self.options.memory)
+        return InputState(frontier, stuck, tally, seen)
+
+    def step(self, state: InputState) -> tuple[InputState, Step]:
+        """Bound the boxes with the least bounds; clip and bisect those that stay open. Uses up ``state``."""
+        frontier = state.frontier
+        batch = frontier.pop(self.options.batch)
+        bounded = self.bounds.bound(batch)
+        open_, margins = bounded.open, bounded.margins
+        least = float(margins[margins > 0].amin()) if bool((margins > 0).any()) else math.inf
+        if bool(open_.any()):  # they are clipped
+            least = min(least, CLIP_MARGIN)
+        points, value = self._points(batch, bounded, open_)
+        children, immovable = self._children(batch, bounded, open_, frontier.size)
+        stuck = Subproblems.cat([state.stuck, immovable.bare()]) if immovable.size else state.stuck
+        seen = state.seen + children.size
+        frontier.push(replace(children, number=torch.arange(state.seen, seen, device=children.task.device)))
+        tally = state.tally.after(int((~open_).sum()), least, value)
+        return InputState(frontier, stuck, tally, seen), Step.of(frontier, stuck, tally, points)
+
+    def run(self, state: InputState | None = None) -> Iterator[Step]:
+        """Steps from a state (default: the start) until nothing can be bounded again; stop iterating to stop."""
+        state = self.start() if state is None else state
+        while not state.finished:
+            state, step = self.step(state)
+            yield step
+
+    def _points(self, batch: Subproblems, bounded: BoundedBoxes, open_: Tensor) -> tuple[Tensor | None, float]:
+        """Centres and minimising corners of open subproblems that violate a clause in the network's dtype; the least
+        value of the worst clauses at all of them (inf: there are none)."""
         index = open_.nonzero().flatten()
         if not index.shape[0]:
-            return None
+            return None, math.inf
         problem, free = self.problem, self.free
         worst = torch.where(batch.alive[index], bounded.margins[index], torch.inf).argmin(1)
         literal = bounded.slack[index, worst].argmax(1)
@@ -85,8 +115,9 @@ class InputSplit:
         points = torch.minimum(torch.maximum(points, problem.inner_lower[box]), problem.inner_upper[box])
         forms = self.plans[0].graph.evaluate(points.to(self.plans[0].dtype))[0]
         clause = bounded.literals.clause[owner, torch.cat([worst, worst])]
-        good = problem.arrays.satisfied(forms, clause.clamp(min=0)) & (clause >= 0)
-        return points[good] if bool(good.any()) else None
+        value = torch.where(clause >= 0, problem.arrays.margin(forms, clause.clamp(min=0)), torch.inf)
+        least = float(value.amin())
+        return (points[value <= 0] if least <= 0 else None), least
 
     def _children(
         self, batch: Subproblems, bounded: BoundedBoxes, open_: Tensor, waiting: int

@@ -8,9 +8,8 @@ number.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -168,10 +167,32 @@ class Pending(Protocol):
     def size(self) -> int: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a search has counted so far: refuted subproblems, the least margin of a refutation (inf: none yet), and the
+    least value seen at a point (inf: none yet; see ``Step``)."""
+
+    refuted: int = 0
+    least_margin: float = math.inf
+    upper_bound: float = math.inf
+
+    def after(self, refuted: int, least_margin: float, upper_bound: float) -> Tally:
+        """With what one more round found."""
+        least, upper = min(self.least_margin, least_margin), min(self.upper_bound, upper_bound)
+        return Tally(self.refuted + refuted, least, upper)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """After a round: the least bound, count and share of what is open, how many subproblems were refuted so far, the
-    least margin of a refutation, points ``[P, n]`` worth replaying (model dtype), and how many boxes are stuck."""
+    least margin of a refutation, points ``[P, n]`` worth replaying (model dtype), and how many boxes are stuck.
+
+    A clause is as far from true at a point as the largest of its literals' ``sign * form - threshold`` says (true where
+    that is at most 0). ``upper_bound`` is the least such value over all points that the search has evaluated (the
+    minimising corners and centres of subproblems it left open, each for its worst clause), +inf where there is none,
+    so that ``lower_bound <= least value over what is open``, and, where something is open,
+    ``least value over the whole input set <= upper_bound``: both as computed, without error terms.
+    """
 
     lower_bound: float
     open_subproblems: int
@@ -180,22 +201,39 @@ class Step:
     least_margin: float
     points: Tensor | None
     stuck: int
+    upper_bound: float = math.inf
 
     @staticmethod
-    def of(
-        movable: Pending, stuck: Sequence[Pending], refuted: int, least_margin: float, points: Tensor | None
-    ) -> Step:
+    def of(movable: Pending, stuck: Pending, tally: Tally, points: Tensor | None) -> Step:
         """After a round that leaves ``movable`` and ``stuck`` subproblems open."""
-        waiting = [p for p in (movable, *stuck) if p.size]
+        waiting = [p for p in (movable, stuck) if p.size]
         return Step(
             min((float(p.bound.amin()) for p in waiting), default=math.inf),
             sum(p.size for p in waiting),
             sum(float(p.share.sum()) for p in waiting),
-            refuted,
-            least_margin,
+            tally.refuted,
+            tally.least_margin,
             points,
-            sum(p.size for p in stuck),
+            stuck.size,
+            tally.upper_bound,
         )
+
+
+class SearchState(Protocol):
+    """Where a search stands."""
+
+    @property
+    def finished(self) -> bool: ...
+
+
+S = TypeVar("S", bound=SearchState)
+
+
+class Search(Protocol[S]):
+    """Branch and bound of any kind, a round at a time."""
+
+    def start(self) -> S: ...
+    def step(self, state: S) -> tuple[S, Step]: ...
 
 
 def outward(lower: Tensor, upper: Tensor, plan: Plan) -> Box:

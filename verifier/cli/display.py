@@ -74,6 +74,8 @@ def describe(progress: Progress, seconds: float) -> str:
     parts = [f"{seconds:.0f} s", progress.stage]
     if math.isfinite(progress.lower_bound):
         parts.append(f"bound {progress.lower_bound:.4g}")
+    if math.isfinite(progress.upper_bound):
+        parts.append(f"at most {progress.upper_bound:.4g}")
     if progress.open_subproblems:
         parts.append(f"{progress.open_subproblems} open subproblems")
     if progress.open_share < 1:

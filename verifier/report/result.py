@@ -63,6 +63,7 @@ def verdict_record(verdict: Verdict, query: Query | None = None) -> dict[str, An
         more |= {
             "reason": verdict.reason,
             "lower_bound": number(verdict.best_bound),
+            "upper_bound": number(verdict.upper_bound),
             "open_share": verdict.open_share,
         }
     return record(verdict.word, stage=verdict.stage, seconds=verdict.seconds, **more)

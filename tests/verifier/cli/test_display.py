@@ -60,6 +60,8 @@ def test_what_is_said() -> None:
     assert describe(Progress("load"), 0.4) == "0 s, load"
     progress = Progress("input split", -0.123456, 12, 0.25)
     assert describe(progress, 61.2) == "61 s, input split, bound -0.1235, 12 open subproblems, 25% open"
+    progress = Progress("input split", -0.123456, 12, 1.0, upper_bound=0.75)
+    assert describe(progress, 61.2) == "61 s, input split, bound -0.1235, at most 0.75, 12 open subproblems"
 
 
 def test_ctrl_c_before_the_query_was_put(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
