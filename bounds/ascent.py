@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,13 +42,14 @@ from bounds.dual import (
     recast,
     with_slopes,
 )
+from bounds.kept import Chosen, Kept, Rows, patched
 from bounds.layouts import Selection, flat
 from bounds.ops.base import Interval, Nonlinear, Parameters
 from bounds.ops.simplex import OnSimplex
-from bounds.patch_ascent import climbed, decided, rows_at_once
-from bounds.patches import Geometry, frames
+from bounds.patch_ascent import climbed, rows_at_once
+from bounds.patches import Geometry
 from bounds.plan import Plan
-from bounds.propagate import Tighten, chunk_rows, crown, open_rows
+from bounds.propagate import Tighten, Walked, chunk_rows, open_rows, walked
 from bounds.work import Account, climbing
 
 INNER = Pace(20, rate=0.4, decay=0.95, patience=4, least=0.04)
@@ -323,13 +324,20 @@ def decide(asked: Asked, found: Found) -> tuple[LinearBounds, Tensor]:
     return evaluate(dual, Multipliers(chosen, {}, dual.objective.weights))
 
 
-def optimised(search: Plan, steps: int, until: float = math.inf, account: Account | None = None) -> Tighten:
+def optimised(
+    search: Plan,
+    steps: int,
+    until: float = math.inf,
+    account: Account | None = None,
+    keep: Callable[[int, Kept], None] | None = None,
+) -> Tighten:
     """A ``Tighten`` that lets every row ascend for itself in the plan ``search`` (no error terms), then decides with
     one walk of the given plan. Elements whose sign is all that matters stop when it is known; those that a usual walk
     of the given plan settles do not ascend, and nor do those of a layer for which too little is left on the ``account``
     (None: a usual one): then CROWN's bounds stay.
 
     Rows whose turn comes after ``until`` (``time.monotonic()``) are left as they are (-inf: nothing gained).
+    ``keep`` is told of each node how its bounds came about: ``reproved`` gives them again.
     """
     pace = replace(INNER, steps=steps, until=until)
     known, seen = dict[int, Condensed](), list[object]()
@@ -341,40 +349,45 @@ def optimised(search: Plan, steps: int, until: float = math.inf, account: Accoun
             seen[:] = [state.bounds]
         rough = state if plan is search else recast(search, state)
         goal, count = (0.0 if sign_decides(search, node) else None), units.count()
-        rows = torch.arange(count, device=plan.device)
-        result = torch.full((owner.shape[0],), -torch.inf, dtype=plan.dtype, device=plan.device)
-        rough_first = goal is not None and units.mirrored
-        if rough_first:  # most signs are known by walks that are cheaper than those below
-            result = crown(plan, state, node, units, owner, until)
+        rows, chunks = torch.arange(count, device=plan.device), list[Chosen]()
+        result, walks = torch.full((owner.shape[0],), -torch.inf, dtype=plan.dtype, device=plan.device), None
+        if goal is not None and units.mirrored:  # most signs are known by walks that are cheaper than those below
+            result, walks = walked(plan, state, node, units, owner, until)
             rows = open_rows(plan, state, node, units, owner, result)
-        patches = frames(search, node) if state.ball is None else None
+        patches, exact = patched(search, state, node), patched(plan, state, node)
+        patches = None if exact is None else patches
         if not account.grants(state, climbing(search, node, patches, rows.shape[0] * owner.shape[0] // count, steps)):
-            return result if rough_first else crown(plan, state, node, units, owner, until)
+            result, walks = (result, walks) if walks else walked(plan, state, node, units, owner, until)
+            rows = rows[:0]
         size = chunk_rows(plan, node) if patches is None else rows_at_once(plan, patches)
         for chosen in rows.split(max(1, size // (2 if units.mirrored else 1))):
             if time.monotonic() > until or not chosen.shape[0]:
                 break
             part, some = torch.cat([chosen, chosen + count]) if units.mirrored else chosen, units.take(chosen)
             wish = Asked(search, rough, node, replace(some, sign=some.sign.to(search.dtype)), owner[part])
-            proof = Asked(plan, state, node, some, owner[part])
-            if patches is not None:
-                bound = _over_patches(patches, wish, proof, pace, goal)
-            else:
-                found = optimise(wish, pace, goal, known=known, keep=plan is not search)
-                bound = found.bound if plan is search else decide(proof, found)[1]
+            bound, slopes = _searched(wish, patches, pace, goal, known, plan is not search)
+            if plan is not search:
+                proof = Rows.of(plan, state, node, some, owner[part], exact)
+                chunks.append(Chosen(chosen, proof.kept(slopes)))
+                bound = proof.bound(chunks[-1].values)
             result[part] = torch.maximum(result[part], bound)
+        if keep is not None:
+            keep(node, Kept(walks or Walked.of([], [], owner), tuple(chunks)))
         return result
 
     return tighten
 
 
-def _over_patches(patches: Geometry, wish: Asked, proof: Asked, pace: Pace, goal: float | None) -> Tensor:
-    """Lower bounds of unit rows whose ascent sees patches alone, decided where the two plans differ."""
-    assert isinstance(wish.rows, Selection) and isinstance(proof.rows, Selection)
-    seen = climbed(patches, wish.state, (wish.rows, wish.owner), pace, goal)
-    if proof.plan is wish.plan:
-        return seen.bound
-    return decided(proof.plan, proof.state, (proof.rows, proof.owner), seen)
+def _searched(
+    wish: Asked, patches: Geometry | None, pace: Pace, goal: float | None, known: dict[int, Condensed], keep: bool
+) -> tuple[Tensor, Slopes]:
+    """What an ascent finds, over patches or whole nodes: bounds, and parameters there."""
+    if patches is not None:
+        assert isinstance(wish.rows, Selection)
+        seen = climbed(patches, wish.state, (wish.rows, wish.owner), pace, goal)
+        return seen.bound, seen.parameters
+    found = optimise(wish, pace, goal, known=known, keep=keep)
+    return found.bound, found.slopes
 
 
 def sign_decides(plan: Plan, node: int) -> bool:

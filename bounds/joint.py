@@ -28,7 +28,8 @@ from bounds.layouts import Owner, Selection, flat
 from bounds.ops.base import Interval
 from bounds.ops.relu import Relu
 from bounds.plan import Plan
-from bounds.propagate import loose, of_box, propagate, relax
+from bounds.propagate import loose, propagate, relax
+from bounds.views import of_box
 
 TOGETHER = Pace(20, rate=0.4, decay=0.95)
 """How all parameters climb together."""

@@ -17,16 +17,17 @@ import torch
 from torch import Tensor
 
 from bounds import machine
-from bounds.backward import State, parallel
+from bounds.backward import State
 from bounds.box import Box, LpBall
 from bounds.forward import Functions, step
 from bounds.graph import Node
 from bounds.interval import node_interval, relaxed_charge, size
 from bounds.layouts import Owner, Selection, flat
-from bounds.ops.base import Affine, Interval, Line, Nonlinear, Relaxation
+from bounds.ops.base import Affine, Interval, Nonlinear, Relaxation
 from bounds.ops.univariate import PiecewiseLinear
 from bounds.plan import Plan
 from bounds.units import enclosed, least, with_parallel_lines
+from bounds.views import of_box
 
 MEMORY = 1 << 26
 """Bytes for the rows of one walk, where no budget is given."""
@@ -174,50 +175,84 @@ def relax(
         charges[node.id] = machine.added(plan, node, bounds, charge)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Walked:
+    """Which unit rows (of mirrored ones, places in their first half) CROWN walks have bounded, ``[K]`` int64 each: by
+    parallel lines, and each by a line for every coefficient."""
+
+    screened: Tensor
+    walked: Tensor
+
+    @staticmethod
+    def of(screened: list[Tensor], walked: list[Tensor], like: Tensor) -> Walked:
+        """From chunks of them, on the device of ``like``."""
+        none = torch.zeros(0, dtype=torch.int64, device=like.device)
+        return Walked(torch.cat([none, *screened]), torch.cat([none, *walked]))
+
+
 def crown(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, until: float = math.inf) -> Tensor:
     """Lower bounds of unit rows by one backward walk each, in chunks: the usual ``Tighten``.
 
     Of mirrored rows, those that parallel lines settle are not walked again (``units.py``). Rows whose turn comes after
     the time ``until`` (``time.monotonic()``) get -inf: nothing gained, nothing claimed.
     """
+    return walked(plan, state, node, units, owner, until)[0]
+
+
+def walked(
+    plan: Plan, state: State, node: int, units: Selection, owner: Tensor, limit: float | Walked
+) -> tuple[Tensor, Walked]:
+    """``crown``, and which rows were walked: until the time ``limit``, or again those that it names and no others."""
     count = units.count()
     if not count:  # a node without elements
-        return units.sign.to(plan.dtype)
-    result = _screened(plan, state, node, units, owner, until)
-    rows = open_rows(plan, state, node, units, owner, result)
+        return units.sign.to(plan.dtype), Walked.of([], [], owner)
+    result, screened = _screened(plan, state, node, units, owner, limit)
+    done = list[Tensor]()
+    rows = limit.walked if isinstance(limit, Walked) else open_rows(plan, state, node, units, owner, result)
     for box, part in _parts(plan, node, rows, owner, max(1, chunk_rows(plan, node) * count // units.index.shape[0])):
-        if time.monotonic() > until:
+        if _late(limit):
             break
         chosen, places = units.take(part), torch.cat([part, part + count]) if units.mirrored else part
         known, owners = _seen(state, owner[places], box)
         found = least(plan, known, node, chosen, owners)
         result[places] = torch.maximum(result[places], found)
-    return result
+        done.append(part)
+    return result, Walked.of(screened, done, owner)
 
 
-def _screened(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, until: float) -> Tensor:
-    """``[R]``: lower bounds of mirrored rows by parallel lines, where they may settle something; else -inf."""
+def _late(limit: float | Walked) -> bool:
+    return not isinstance(limit, Walked) and time.monotonic() > limit
+
+
+def _screened(
+    plan: Plan, state: State, node: int, units: Selection, owner: Tensor, limit: float | Walked
+) -> tuple[Tensor, list[Tensor]]:
+    """``[R]``: lower bounds of mirrored rows by parallel lines, where they may settle something; else -inf. And the
+    rows for which this was tried."""
     result = torch.full((owner.shape[0],), -torch.inf, dtype=plan.dtype, device=plan.device)
+    done = list[Tensor]()
     settling = any(isinstance(plan.graph.nodes[i].op, PiecewiseLinear) for i in plan.consumers[node])
     if not settling or not units.mirrored or units.count() * _widest(plan, node) < SCREEN_FROM:
-        return result
+        return result, done
     lines = with_parallel_lines(plan, state, node)
     if lines is None:
-        return result
+        return result, done
     first, count = units.half(), units.count()
     rows = torch.arange(count, device=plan.device)
+    wanted = torch.isin(rows, limit.screened) if isinstance(limit, Walked) else rows >= 0
     sampled = rows % SAMPLE == 0 if count >= SAMPLE**2 else rows >= 0
-    for some in (rows[sampled], rows[~sampled]):
+    for some in (rows[sampled & wanted], rows[~sampled & wanted]):
         for box, part in _parts(plan, node, some, owner, chunk_rows(plan, node)):
-            if time.monotonic() > until:
+            if _late(limit):
                 break
             known, owners = _seen(lines, owner[part], box)
             low, high = enclosed(plan, known, node, first.take(part), owners)
             result[part], result[part + count] = low, -high
+            done.append(part)
         settled = count - open_rows(plan, state, node, units, owner, result).shape[0]
-        if settled < some.shape[0] / 2:  # then the walks that are saved cost less than the screening
+        if not isinstance(limit, Walked) and settled < some.shape[0] / 2:  # the walks saved cost less than this one
             break
-    return result
+    return result, done
 
 
 def open_rows(plan: Plan, state: State, node: int, units: Selection, owner: Tensor, found: Tensor) -> Tensor:
@@ -251,30 +286,6 @@ def _seen(state: State, owner: Tensor, box: int | None) -> tuple[State, Owner]:
     if box is None or state.splits or state.ball is not None:
         return state, Owner.by_index(owner)
     return of_box(state, box), Owner.shared(owner.shape[0])
-
-
-def of_box(state: State, box: int) -> State:
-    """Views of what is known of one box; charges and sizes stay those of all boxes."""
-
-    def one(values: Tensor) -> Tensor:
-        return values if values.shape[0] == 1 else values[box : box + 1]
-
-    def line(of: Line, slopes: tuple[Tensor, ...]) -> tuple[Line, ...]:
-        return (Line(slopes, one(of.offset)),)
-
-    def lines(of: Relaxation) -> Relaxation:
-        lower, upper = of.lower[0], of.upper[0]
-        above = tuple(map(one, upper.slopes))
-        below = above if parallel(of) else tuple(map(one, lower.slopes))  # the same ones, as ``parallel`` wants them
-        return Relaxation(line(lower, below), line(upper, above))
-
-    return replace(
-        state,
-        box=Box(one(state.box.lower), one(state.box.upper)),
-        bounds={k: (one(low), one(high)) for k, (low, high) in state.bounds.items()},
-        relaxations={k: lines(found) for k, found in state.relaxations.items()},
-        ball=None if state.ball is None else state.ball.take(torch.tensor([box], device=state.box.lower.device)),
-    )
 
 
 def chunk_rows(plan: Plan, target: int | None = None) -> int:

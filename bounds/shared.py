@@ -26,7 +26,8 @@ from bounds.dual import each, freedoms, initial, recast, with_slopes
 from bounds.layouts import Selection, flat
 from bounds.patches import frames
 from bounds.plan import Plan
-from bounds.propagate import MEMORY, Tighten, chunk_rows, crown, of_box, open_rows
+from bounds.propagate import MEMORY, Tighten, chunk_rows, crown, open_rows
+from bounds.views import of_box
 from bounds.work import Account, climbing
 
 HELD = 6

@@ -18,9 +18,10 @@ from bounds.ops.gemm import Gemm
 from bounds.ops.relu import Relu
 from bounds.ops.sshape import Tanh
 from bounds.plan import prepare
-from bounds.propagate import crown, of_box, propagate
+from bounds.propagate import crown, propagate
 from bounds.rounding import Rounding
 from bounds.shared import Layer, optimised_within_memory
+from bounds.views import of_box
 
 D = torch.float64
 

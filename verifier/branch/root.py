@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from bounds.ascent import optimised
-from bounds.backward import backward
+from bounds.backward import State, backward
 from bounds.box import Box
 from bounds.concretize import concretize
+from bounds.kept import Kept, crowned, reproved
 from bounds.layouts import Owner
 from bounds.plan import Plan
 from bounds.propagate import crown, propagate
@@ -79,20 +80,51 @@ def _boxes(problem: Problem, plan: Plan, task: Tensor) -> Box:
     return outward(problem.lower[box], problem.upper[box], plan)
 
 
-def refine(problem: Problem, plans: tuple[Plan, Plan], open_: OpenTask, steps: int, until: float) -> OpenTask:
+def refine(
+    problem: Problem,
+    plans: tuple[Plan, Plan],
+    open_: OpenTask,
+    steps: int,
+    until: float,
+    keep: Callable[[int, int, Kept], None] | None = None,
+) -> OpenTask:
     """The task with the proven state of its box: CROWN bounds (where they are not known yet), then ``steps`` of ascent
     for each unstable neuron, layer by layer, until the time ``until``; neurons that no clause of the box can depend on
-    keep their intervals. ``plans``: for search and for proof."""
+    keep their intervals. ``plans``: for search and for proof.
+
+    ``keep`` is told ``(pass, node, how its bounds came about)``, pass 0 (CROWN) and 1 (ascent): ``refined`` proves them
+    again."""
     rough, exact = plans
-    state, task = open_.state, torch.tensor([open_.task], device=exact.device)
-    boxes = _boxes(problem, exact, task)
-    reach = reached(exact, problem.rows(Literals.of(problem, task).columns, exact))
+    state = open_.state
+    boxes, reach = _reach(problem, exact, open_.task)
     if state is None:
-        state, _ = propagate(exact, boxes, tighten=within(partial(crown, until=until), reach))
+        first = crowned(until, keep and partial(keep, 0))
+        state, _ = propagate(exact, boxes, tighten=within(first, reach))
     if steps > 0 and time.monotonic() < until:
         inherited = {i: state.bounds[i] for i in exact.watched}
-        state, _ = propagate(exact, boxes, inherited=inherited, tighten=within(optimised(rough, steps, until), reach))
+        better = optimised(rough, steps, until, keep=keep and partial(keep, 1))
+        state, _ = propagate(exact, boxes, inherited=inherited, tighten=within(better, reach))
     return replace(open_, state=state)
+
+
+def _reach(problem: Problem, exact: Plan, task: int) -> tuple[Box, dict[int, Tensor]]:
+    """A task's box, and what its clauses can depend on."""
+    one = torch.tensor([task], device=exact.device)
+    return _boxes(problem, exact, one), reached(exact, problem.rows(Literals.of(problem, one).columns, exact))
+
+
+def refined(problem: Problem, exact: Plan, task: int, kept: Mapping[tuple[int, int], Kept]) -> State:
+    """The state that ``refine`` found for a task, from what it kept by (pass, node): proving walks and no search.
+
+    Where nothing was kept of pass 0 it was the whole of CROWN's bounds (those of ``screen``). Raises ``ValueError``
+    where what was kept does not fit the problem."""
+    boxes, reach = _reach(problem, exact, task)
+    first, second = ({node: k for (number, node), k in kept.items() if number == of} for of in (0, 1))
+    state, _ = propagate(exact, boxes, tighten=within(reproved(first) if first else crown, reach))
+    if second:
+        inherited = {i: state.bounds[i] for i in exact.watched}
+        state, _ = propagate(exact, boxes, inherited=inherited, tighten=within(reproved(second), reach))
+    return state
 
 
 def real_status(query: Query, exact: Plan, point: np.ndarray, clause: int) -> Literal["violated", "holds", "open"]:
