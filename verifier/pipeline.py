@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bounds.plan import Plan, prepare
 from bounds.rounding import Rounding, plain_products
+from verifier.attacks.beside import Rhythm, near
 from verifier.attacks.plan import AttackPlan
 from verifier.attacks.search import candidates
 from verifier.branch.activation_split import ActivationSplit
@@ -114,6 +115,7 @@ class _Run:
         ``share`` is the part of the input set it works on, ``before`` the open share outside it.
         """
         last: Step | None = None
+        rhythm = Rhythm(self.strategy.beside, time.monotonic())
         while not state.finished:
             state, last = search.step(state)
             self.refuted = self.settled + last.refuted
@@ -122,10 +124,21 @@ class _Run:
             self.upper = min(self.upper, last.upper_bound)
             self.progress(last.open_subproblems)
             self.replay(last.points)
+            rhythm.hear(last.starts)
+            if rhythm.due(time.monotonic()):
+                self._attack_beside(rhythm)
             if time.monotonic() >= min(until, self.deadline):
                 break
         self.settle(finished=True)
         return state, last
+
+    def _attack_beside(self, rhythm: Rhythm) -> None:
+        """A few gradient steps from the best points that the search has come by."""
+        start, seed = time.monotonic(), self.strategy.attack.seed + rhythm.count
+        limit = None if math.isinf(self.deadline) else self.deadline
+        for points in near(self.query, rhythm.take(), rhythm.plan, deadline=limit, seed=seed):
+            self.replay(points)
+        rhythm.note(time.monotonic() - start)
 
 
 def verify(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from verifier.attacks.plan import AttackPlan
+from verifier.attacks.plan import AttackPlan, BesidePlan
 
 if TYPE_CHECKING:
     from verifier.query import Query
@@ -87,8 +87,8 @@ class AscentPlan:
 class Strategy:
     """How a query is worked on: the first attack, a longer one where activation splits do not decide within
     ``attack_after`` seconds (``attack_rounds`` times the first, but at most ``attack_seconds`` and ``attack_share`` of
-    the time left), and one plan for each kind of search. ``split_inputs`` chooses between them. ``choices``: what the
-    features decided, each with its reason."""
+    the time left), short ones ``beside`` every search, and one plan for each kind of search. ``split_inputs`` chooses
+    between them. ``choices``: what the features decided, each with its reason."""
 
     split_inputs: bool
     attack: AttackPlan = field(default_factory=AttackPlan)
@@ -96,6 +96,7 @@ class Strategy:
     attack_rounds: int = 8
     attack_seconds: float = 10.0
     attack_share: float = 0.1
+    beside: BesidePlan = field(default_factory=BesidePlan)
     input_split: SplitPlan = field(default_factory=SplitPlan)
     activation_split: AscentPlan = field(default_factory=AscentPlan)
     choices: tuple[Choice, ...] = ()
@@ -131,7 +132,7 @@ def explain(what: Features, strategy: Strategy) -> list[str]:
     """Lines for a reader: the features, the plans in the order of their stages, and the reason of each choice."""
     lines = [f"features: {', '.join(f'{name} {value:,}' for name, value in asdict(what).items())}"]
     search = "input_split" if strategy.split_inputs else "activation_split"
-    lines += [f"{stage}: {_settings(asdict(strategy)[stage])}" for stage in ("attack", search)]
+    lines += [f"{stage}: {_settings(asdict(strategy)[stage])}" for stage in ("attack", search, "beside")]
     if not strategy.split_inputs:
         own = {name: value for name, value in asdict(strategy).items() if name.startswith("attack_")}
         lines.append(f"longer attack: {_settings(own)}")

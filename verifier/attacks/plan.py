@@ -46,3 +46,19 @@ class AttackPlan:
         for name, share in {"decay": self.decay, "momentum": self.momentum}.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"AttackPlan.{name} is {share}: it must lie in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class BesidePlan:
+    """Attacks beside branch and bound (``beside``): ``share`` of its time (0: none), not before ``least`` seconds are
+    due; from the best ``points`` since the last one, ``restarts`` descents of ``steps`` steps each, all but one from
+    points up to ``near`` half-widths of the box away, with first steps from ``longest`` to ``shortest`` widths."""
+
+    share: float = 0.05
+    least: float = 0.05
+    points: int = 16
+    restarts: int = 4
+    steps: int = 10
+    near: float = 0.1
+    longest: float = 0.25
+    shortest: float = 0.02

@@ -121,9 +121,13 @@ def candidates(
     setting = prepare(query, plan, deadline=deadline, device=device, indices=indices)
     if setting is None:
         return
-    search = _rounds(setting)
+    yield from handed_out(setting, _rounds(setting))
+
+
+def handed_out(setting: Setting, search: Generator[Found, float, object]) -> Iterator[Tensor]:
+    """The points that a search finds, in the model's dtype; each time one is asked for, the last was refused."""
     # Half precision is searched in float32; rounding a point to it does not lead out of a box whose ends it holds.
-    stored = torch.from_numpy(query.cases.inner_lower[:1]).dtype
+    stored = torch.from_numpy(setting.cases.inner_lower[:1]).dtype
     demand = 0.0
     try:
         found = next(search)
@@ -278,7 +282,7 @@ def _corners(setting: Setting, pool: Pool, demand: float) -> Steps[Pool]:
     for index in torch.split(pool.index, setting.batch):
         places = setting.places(setting.clauses.box[index])
         style = Style.corners(places)
-        state, demand = yield from _descend(setting, index, places, (style, 2), demand)
+        state, demand = yield from run_descent(setting, index, places, (style, 2), demand)
         pool = pool.with_points(index, state.best, state.best_x, keep)
     return pool, demand
 
@@ -294,7 +298,7 @@ def _stage(setting: Setting, pool: Pool, stage: int, demand: float) -> Steps[Poo
     u = torch.rand(len(index), generator=setting.random, device=setting.device, dtype=setting.dtype)
     rate = plan.longest * (plan.shortest / plan.longest) ** u
     style = Style(turn % 2 == 0, turn % 4 >= 2, rate, plan.decay, plan.patience, plan.momentum)
-    state, demand = yield from _descend(setting, index, places, (style, plan.steps), demand)
+    state, demand = yield from run_descent(setting, index, places, (style, plan.steps), demand)
     return pool.with_points(index, state.best, state.best_x, pool.size), demand
 
 
@@ -314,7 +318,7 @@ def _starts(setting: Setting, centre: Places, known: Tensor, turn: Tensor) -> Pl
     return centre.at(x)
 
 
-def _descend(
+def run_descent(
     setting: Setting, index: Tensor, places: Places, schedule: tuple[Style, int], demand: float
 ) -> Steps[Descent]:
     """Run one descent, handing out what it finds on the way."""

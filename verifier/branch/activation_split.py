@@ -13,7 +13,6 @@ Every subproblem belongs to one clause; root bounds are never refreshed, and the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from bounds.dual import initial
 from bounds.plan import Plan
+from verifier.attacks.starts import Starts
 from verifier.branch.bounding import Bounded, Bounding, lower
 from verifier.branch.positions import Positions
 from verifier.branch.problem import Literals, OpenTask, Problem, Step, Tally
@@ -38,8 +38,7 @@ class _Sifted:
     least_margin: float
     open: Splits
     stuck: Splits
-    points: Tensor | None
-    upper_bound: float
+    tried: Starts | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,9 +91,9 @@ class ActivationSplit:
             waiting = state.open.take(state.open.clause[:0])
             sifted = self._sift(state.open, self.options.root_steps)
         stuck = Splits.cat([state.stuck, sifted.stuck]) if sifted.stuck.size else state.stuck
-        tally = state.tally.after(sifted.refuted, sifted.least_margin, sifted.upper_bound)
+        tally = state.tally.after(sifted.refuted, sifted.least_margin, sifted.tried)
         after = SplitState(Splits.cat([waiting, sifted.open]), stuck, tally, begun=True)
-        return after, Step.of(after.open, stuck, tally, sifted.points)
+        return after, Step.of(after.open, stuck, tally, sifted.tried)
 
     def run(self, state: SplitState | None = None) -> Iterator[Step]:
         """Steps from a state (default: the start) until nothing can be split any more; stop iterating to stop."""
@@ -136,7 +135,7 @@ class ActivationSplit:
             float(proven[proven > 0].amin()) if bool((proven > 0).any()) else float("inf"),
             kept.take(kept.next >= 0),
             last,
-            *self._points(found.corner[open_], kept.clause),
+            self._points(found.corner[open_], kept.clause),
         )
 
     def _decide(self, batch: Splits, found: Bounded) -> Tensor:
@@ -158,15 +157,13 @@ class ActivationSplit:
         )
         return replace(kept, next=chosen(self.bounding, kept, self.plain, self.options.candidates))
 
-    def _points(self, corner: Tensor, clause: Tensor) -> tuple[Tensor | None, float]:
-        """Minimising corners that violate their clause in the network's dtype; the least value of the clauses at all
-        corners (inf: there are none)."""
+    def _points(self, corner: Tensor, clause: Tensor) -> Starts | None:
+        """Minimising corners, and the values of their clauses in the network's dtype."""
         if not corner.shape[0]:
-            return None, math.inf
+            return None
         problem, box = self.problem, self.problem.box[self.task]
         points = corner.flatten(1).to(problem.inner_lower.dtype)
         points = torch.minimum(torch.maximum(points, problem.inner_lower[box]), problem.inner_upper[box])
         forms = self.rough.graph.evaluate(points.to(self.rough.dtype))[0]
-        value = problem.arrays.margin(forms, self.clauses[clause])
-        least = float(value.amin())
-        return (points[value <= 0] if least <= 0 else None), least
+        wanted = self.clauses[clause]
+        return Starts(points, wanted, problem.arrays.margin(forms, wanted))

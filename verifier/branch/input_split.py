@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bounds.plan import Plan
+from verifier.attacks.starts import Starts
 from verifier.branch.box_bounds import BoundedBoxes, BoxBounds, halves
 from verifier.branch.frontier import Frontier, Subproblems
 from verifier.branch.problem import Problem, Step, Tally
@@ -80,13 +81,13 @@ class InputSplit:
         least = float(margins[margins > 0].amin()) if bool((margins > 0).any()) else math.inf
         if bool(open_.any()):  # they are clipped
             least = min(least, CLIP_MARGIN)
-        points, value = self._points(batch, bounded, open_)
+        tried = self._points(batch, bounded, open_)
         children, immovable = self._children(batch, bounded, open_, frontier.size)
         stuck = Subproblems.cat([state.stuck, immovable.bare()]) if immovable.size else state.stuck
         seen = state.seen + children.size
         frontier.push(replace(children, number=torch.arange(state.seen, seen, device=children.task.device)))
-        tally = state.tally.after(int((~open_).sum()), least, value)
-        return InputState(frontier, stuck, tally, seen), Step.of(frontier, stuck, tally, points)
+        tally = state.tally.after(int((~open_).sum()), least, tried)
+        return InputState(frontier, stuck, tally, seen), Step.of(frontier, stuck, tally, tried)
 
     def run(self, state: InputState | None = None) -> Iterator[Step]:
         """Steps from a state (default: the start) until nothing can be bounded again; stop iterating to stop."""
@@ -95,12 +96,12 @@ class InputSplit:
             state, step = self.step(state)
             yield step
 
-    def _points(self, batch: Subproblems, bounded: BoundedBoxes, open_: Tensor) -> tuple[Tensor | None, float]:
-        """Centres and minimising corners of open subproblems that violate a clause in the network's dtype; the least
-        value of the worst clauses at all of them (inf: there are none)."""
+    def _points(self, batch: Subproblems, bounded: BoundedBoxes, open_: Tensor) -> Starts | None:
+        """Centres and minimising corners of open subproblems, and the values of their worst clauses in the network's
+        dtype."""
         index = open_.nonzero().flatten()
         if not index.shape[0]:
-            return None, math.inf
+            return None
         problem, free = self.problem, self.free
         worst = torch.where(batch.alive[index], bounded.margins[index], torch.inf).argmin(1)
         literal = bounded.slack[index, worst].argmax(1)
@@ -116,8 +117,7 @@ class InputSplit:
         forms = self.plans[0].graph.evaluate(points.to(self.plans[0].dtype))[0]
         clause = bounded.literals.clause[owner, torch.cat([worst, worst])]
         value = torch.where(clause >= 0, problem.arrays.margin(forms, clause.clamp(min=0)), torch.inf)
-        least = float(value.amin())
-        return (points[value <= 0] if least <= 0 else None), least
+        return Starts(points, clause.clamp(min=0), value)
 
     def _children(
         self, batch: Subproblems, bounded: BoundedBoxes, open_: Tensor, waiting: int

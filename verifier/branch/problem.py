@@ -20,6 +20,7 @@ from bounds.box import Box
 from bounds.plan import Plan
 from bounds.rounding import cast_outward
 from verifier.attacks.clauses import ClauseArrays, ragged
+from verifier.attacks.starts import Starts
 from verifier.query import Query
 
 MOST_CLAUSES = 64
@@ -176,9 +177,10 @@ class Tally:
     least_margin: float = math.inf
     upper_bound: float = math.inf
 
-    def after(self, refuted: int, least_margin: float, upper_bound: float) -> Tally:
+    def after(self, refuted: int, least_margin: float, tried: Starts | None) -> Tally:
         """With what one more round found."""
-        least, upper = min(self.least_margin, least_margin), min(self.upper_bound, upper_bound)
+        value = math.inf if tried is None else float(tried.value.amin())
+        least, upper = min(self.least_margin, least_margin), min(self.upper_bound, value)
         return Tally(self.refuted + refuted, least, upper)
 
 
@@ -202,9 +204,10 @@ class Step:
     points: Tensor | None
     stuck: int
     upper_bound: float = math.inf
+    starts: Starts | None = None
 
     @staticmethod
-    def of(movable: Pending, stuck: Pending, tally: Tally, points: Tensor | None) -> Step:
+    def of(movable: Pending, stuck: Pending, tally: Tally, tried: Starts | None) -> Step:
         """After a round that leaves ``movable`` and ``stuck`` subproblems open."""
         waiting = [p for p in (movable, stuck) if p.size]
         return Step(
@@ -213,9 +216,10 @@ class Step:
             sum(float(p.share.sum()) for p in waiting),
             tally.refuted,
             tally.least_margin,
-            points,
+            None if tried is None else tried.fulfilling(),
             stuck.size,
             tally.upper_bound,
+            tried,
         )
 
 
