@@ -2,8 +2,12 @@
 
 A batch is bounded in several passes from coarse to fine, each for fewer boxes: forward bounds, backward bounds of what
 these leave open, and float64 for what only rounding keeps open. Every pass holds in exact arithmetic, so the best of
-them counts. Which boxes a pass is worth is a guess; the number of passes of each box is part of what is found, and
-with it the same bounds are found again.
+them counts. Which boxes a pass is worth is a guess, made from what the passes before found; the set of passes of each
+box is part of what is found, and with it the same bounds are found again.
+
+Error terms grow from layer to layer. Where they are most of the width of some layer, float32 is of no use at all, and
+backward walks, one for every neuron that this keeps unstable, are the dearest way to find out. So where forward bounds
+leave boxes open, one of them tries float64: if some layer is half as wide, the others follow, and walk in float64.
 """
 
 from __future__ import annotations
@@ -30,6 +34,9 @@ from verifier.strategy import SplitPlan
 INHERITED_ELEMENTS = 4096
 """Watched elements up to which subproblems carry their parents' bounds (32 kB each in float32)."""
 
+LEVELS = 64
+"""Halvings to come from which backward bounds of a box are worth more than forward bounds of its parts alone."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BoundedBoxes:
@@ -37,7 +44,7 @@ class BoundedBoxes:
     columns (float64), ``near`` ``[N]``: open only because of rounding, bounds of watched nodes, the literals.
 
     ``crossed`` ``[N]``: bounds contradicted each other there (with no margin to go by, it is +inf). ``passes`` ``[N]``:
-    how many each box went through."""
+    the passes that each box went through (bit k: ``BoxBounds.ladder[k]``)."""
 
     margins: Tensor
     slack: Tensor
@@ -67,7 +74,7 @@ class BoundedBoxes:
             near=self.near.index_copy(0, index, finer.near),
             watched=watched,
             crossed=self.crossed.index_copy(0, index, self.crossed[index] | finer.crossed),
-            passes=self.passes.index_add(0, index, finer.passes),
+            passes=self.passes.index_add(0, index, finer.passes),  # each pass once
         )
 
     def cut(self, where: tuple[Tensor, Tensor], ends: Interval, room: float) -> Interval:
@@ -96,6 +103,8 @@ class BoxBounds:
         shapes = {i: plans[0].graph.nodes[i].shape for i in plans[0].watched if i not in plans[0].direct}
         elements = sum(int(torch.Size(s).numel()) for s in shapes.values())
         self.inherited = shapes if elements <= INHERITED_ELEMENTS else {}
+        both = [(plan, True) for plan in plans] if options.forward else []
+        self.ladder = (*both, *((plan, False) for plan in plans))
 
     def start(self) -> Subproblems:
         """One subproblem per task: its whole box, which inherits nothing yet."""
@@ -122,25 +131,17 @@ class BoxBounds:
         return low, high
 
     def bound(self, batch: Subproblems, passes: Tensor | None = None) -> BoundedBoxes:
-        """Bounds of a batch. ``passes`` ``[N]``: how many passes each box goes through; without it, what is open after
-        forward bounds goes on to backward ones, and what only rounding keeps open to the finer plans."""
-        literals, options = Literals.of(self.problem, batch.task), self.options
-        bounded = self._pass(self.plans[0], batch, literals, options.forward)
-        later = [(self.plans[0], False)] if options.forward and options.backward else []
-        later += [(plan, not options.backward) for plan in self.plans[1:]]
-        for number, (plan, forward) in enumerate(later, 1):
-            same = plan is self.plans[0]
-            wanted = (bounded.open if same else bounded.near) if passes is None else passes > number
-            again = wanted.nonzero().flatten()
-            if not again.shape[0]:
-                break
-            known = {i: (low[again], high[again]) for i, (low, high) in bounded.watched.items()} if same else {}
-            rest = replace(batch.take(again), inherited=known)
-            finer = self._pass(plan, rest, literals.take(again), forward)
-            bounded = bounded.with_boxes(again, finer if same else replace(finer, watched={}))
-        return bounded
+        """Bounds of a batch. ``passes`` ``[N]``: the passes of each box, as found before; without it, what is open
+        after forward bounds goes on to backward ones, and what only rounding keeps open to the finer plans."""
+        literals = Literals.of(self.problem, batch.task)
+        ladder = _Ladder(self, batch, literals)
+        for number in range(1, len(self.ladder)):
+            ladder.step(number, None if passes is None else (passes >> number) % 2 > 0)
+        return ladder.bounded
 
-    def _pass(self, plan: Plan, batch: Subproblems, literals: Literals, forward: bool) -> BoundedBoxes:
+    def walk(self, number: int, batch: Subproblems, literals: Literals) -> BoundedBoxes:
+        """One pass of ``ladder`` over a batch, with the bounds that it inherits."""
+        plan, forward = self.ladder[number]
         problem = self.problem
         lower, upper = self.full(batch.lower, batch.upper, batch.task)
         box = outward(lower, upper, plan)
@@ -163,7 +164,7 @@ class BoxBounds:
         blurred = (margins <= 0) & (hopeful - margins > 0.2 * hopeful.abs())
         near = (margins <= 0).any(1) & ((hopeful > 0).all(1) | blurred.any(1))
         watched = {i: state.bounds[i] for i in (plan.watched if forward else self.inherited)}
-        once = torch.ones_like(batch.task)
+        once = torch.full_like(batch.task, 1 << number)
         bounded = BoundedBoxes(margins, slack, free, near, watched, literals, crossed, once)
         self._refute_jointly(bounded, batch)
         if literals.place.shape[2] > 2:
@@ -192,6 +193,72 @@ class BoxBounds:
         # Inputs that do not vary are part of the constants: slack already counts their least contribution.
         value = joint(rows, bounded.slack[sub, clause], batch.lower[sub], batch.upper[sub], steps)
         bounded.margins[sub, clause] = torch.maximum(bounded.margins[sub, clause], value)
+
+
+class _Ladder:
+    """The passes over one batch: which boxes take the next one, and what is known of them so far."""
+
+    def __init__(self, bounds: BoxBounds, batch: Subproblems, literals: Literals) -> None:
+        self.bounds, self.batch, self.literals = bounds, batch, literals
+        self.bounded = bounds.walk(0, batch, literals)
+        self.fine: dict[int, Interval] = {}
+
+    def step(self, number: int, given: Tensor | None) -> None:
+        """One pass of the boxes ``given`` ``[N]``, or of those that look worth it."""
+        options, bounded = self.bounds.options, self.bounded
+        plan, forward = self.bounds.ladder[number]
+        rough = plan is self.bounds.plans[0]
+        if forward and options.backward:
+            self._try(number, bounded.open if given is None else given, given)
+        elif given is not None:
+            self._take(number, given)
+        elif forward or not options.forward:
+            self._take(number, bounded.near)
+        elif not options.backward:
+            self._take(number, bounded.open & self._slow() & rough)
+        elif self.fine:
+            self._take(number, bounded.open & (not rough))
+        else:
+            self._take(number, bounded.open if rough else bounded.near)
+
+    def _try(self, number: int, wanted: Tensor, given: Tensor | None) -> None:
+        """A finer plan's forward bounds of one box first; of the others only where some layer is half as wide there
+        (or they are ``given``)."""
+        one = wanted & (wanted.cumsum(0) == 1)
+        self._take(number, one)
+        for i, (low, high) in self.fine.items():
+            first = self.bounded.watched[i]
+            if not bool((high - low)[one].mean() * 2 > (first[1] - first[0])[one].mean()):
+                self._take(number, wanted & ~one)
+                return
+        self.fine = {}
+        if given is not None:
+            self._take(number, wanted & ~one)
+
+    def _take(self, number: int, wanted: Tensor) -> None:
+        """A pass for some boxes, which inherit what the passes before found in its dtype."""
+        index = wanted.nonzero().flatten()
+        if not index.shape[0]:
+            return
+        plan, forward = self.bounds.ladder[number]
+        rough = plan is self.bounds.plans[0]
+        known = self.bounded.watched if rough else self.fine
+        rest = replace(
+            self.batch.take(index), inherited={i: (low[index], high[index]) for i, (low, high) in known.items()}
+        )
+        found = self.bounds.walk(number, rest, self.literals.take(index))
+        if forward:
+            for i, new in found.watched.items():
+                free = torch.full_like(new[0][:1], torch.inf).expand(self.batch.size, *new[0].shape[1:])
+                low, high = self.fine.get(i, (-free, free))
+                self.fine[i] = low.index_copy(0, index, new[0]), high.index_copy(0, index, new[1])
+        self.bounded = self.bounded.with_boxes(index, found if rough else replace(found, watched={}))
+
+    def _slow(self) -> Tensor:
+        """``[N]``: boxes that take more than ``LEVELS`` halvings if each gains what the last one did."""
+        missing = -self.bounded.margins.amin(1)
+        gained = -missing - self.batch.bound
+        return torch.isfinite(gained) & (missing > gained * LEVELS)
 
 
 def halves(parents: Subproblems, dimension: Tensor, middle: Tensor) -> Subproblems:
