@@ -24,6 +24,8 @@ from verifier.attacks.starts import Starts
 from verifier.branch.box_bounds import BoundedBoxes, BoxBounds, halves
 from verifier.branch.frontier import Frontier, Subproblems
 from verifier.branch.problem import Problem, Step, Tally
+from verifier.record.boxes import KIND, Opened, arrays_of
+from verifier.record.entries import Write
 from verifier.strategy import SplitPlan
 
 CLIP_MARGIN = 1e-5
@@ -52,15 +54,24 @@ class InputState:
 class InputSplit:
     """The search as a value: what it works on (problem, plans from coarse to fine) and how.
 
-    After the time ``until`` bounding stops to tighten, so that the round under way ends soon.
+    After the time ``until`` bounding stops to tighten, so that the round under way ends soon. Every round in which no
+    box got stuck goes to ``write``.
     """
 
-    def __init__(self, problem: Problem, plans: tuple[Plan, ...], options: SplitPlan, until: float = math.inf) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        plans: tuple[Plan, ...],
+        options: SplitPlan,
+        until: float = math.inf,
+        write: Write | None = None,
+    ) -> None:
         self.bounds = BoxBounds(problem, plans, options, until)
         self.problem = problem
         self.plans = plans
         self.options = options
         self.free = self.bounds.free
+        self.write = write
 
     def start(self) -> InputState:
         """Nothing is bounded yet."""
@@ -132,24 +143,26 @@ class InputSplit:
             bound=torch.maximum(parents.bound, margins.amin(1)),
             inherited={i: (bounded.watched[i][0][index], bounded.watched[i][1][index]) for i in self.bounds.inherited},
         )
-        if not parents.size:
-            return parents, parents
-        parents, scores = self._clip(parents, bounded, index)
-        levels = 1
+        if parents.size:
+            parents, scores, index = self._clip(parents, bounded, index)
+        clipped, levels, halved = parents, 1, list[Subproblems]()
         while parents.size * 2**levels + waiting < self.options.fill and levels < min(4, self.free.shape[0]):
             levels += 1
         immovable: list[Subproblems] = []
-        for _ in range(levels):
+        for _ in range(levels if parents.size else 0):
             parents, scores, still = self._bisect(parents, scores)
+            halved.append(parents)
             if still.size:
                 immovable.append(still)
             if not parents.size:
                 break
+        if self.write is not None and not immovable:
+            self.write(KIND, arrays_of(batch, bounded.passes, Opened(open_, index, clipped, halved)))
         return parents, Subproblems.cat(immovable) if immovable else parents.take(parents.task[:0])
 
-    def _clip(self, parents: Subproblems, bounded: BoundedBoxes, index: Tensor) -> tuple[Subproblems, Tensor]:
+    def _clip(self, parents: Subproblems, bounded: BoundedBoxes, index: Tensor) -> tuple[Subproblems, Tensor, Tensor]:
         """Cut each parent's box by each open clause's lines and sums of them, take the hull over its clauses; also the
-        split scores."""
+        split scores, and the ``index`` of those that are left."""
         sub, clause = parents.alive.nonzero(as_tuple=True)
         place = bounded.literals.place[index[sub], clause]
         rows = bounded.rows[index[sub].unsqueeze(1), place]
@@ -167,7 +180,7 @@ class InputSplit:
         scores = torch.zeros_like(parents.lower).scatter_reduce(0, into, influence, "amax")
         keep = alive.any(1)
         clipped = replace(parents, lower=hull_low, upper=hull_high, alive=alive)
-        return clipped.take(keep), scores[keep]
+        return clipped.take(keep), scores[keep], index[keep]
 
     def _bisect(self, parents: Subproblems, scores: Tensor) -> tuple[Subproblems, Tensor, Subproblems]:
         """Two children each, sharing the middle; third: those whose chosen width cannot be halved any more."""
