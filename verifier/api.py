@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from verifier.verdict import Progress, Verdict
 
 
-def verify(
+def verify(  # noqa: PLR0913 - the questions that a caller may ask
     query: Query | str | Path | Mapping[str, str | Path],
     property: str | Path | None = None,  # noqa: A002 - the field's word
     *,
@@ -22,12 +22,14 @@ def verify(
     seed: int = 0,
     device: str = "auto",
     report: Callable[[Progress], None] | None = None,
+    record: str | Path | None = None,
 ) -> Verdict:
     """Decide a query, or a model and a VNN-LIB property given by their paths.
 
     ``timeout`` in seconds counts from the call, reading included, and is looked at between steps of the computation;
     the command line, which can kill its worker, keeps it to within a second. ``device`` is "auto", "cpu", "cuda" or
-    "cuda:N"; ``report`` is called with a ``Progress`` now and then.
+    "cuda:N"; ``report`` is called with a ``Progress`` now and then. ``record`` names a file: where the verdict is
+    ``Verified`` it holds what ``verifier.record.recheck`` needs to prove every leaf again, otherwise it is removed.
 
     The verdict is ``Violated`` (sat: a counterexample that onnxruntime has replayed), ``Verified`` (unsat: none exists,
     for the stored weights in exact arithmetic), ``TimedOut`` or ``Unknown``. Raises ``InputError`` and
@@ -46,7 +48,7 @@ def verify(
     elif property is not None:
         raise InputError("a query has its property already")
     left = None if timeout is None else max(timeout - (limits.now() - start), 0.0)
-    return pipeline.verify(query, timeout=left, seed=seed, device=device, report=report)
+    return pipeline.verify(query, timeout=left, seed=seed, device=device, report=report, record=record)
 
 
 def load(path: str | Path, *, normalised: bool = True) -> Graph:

@@ -28,7 +28,7 @@ _START_ATTEMPTS = 3
 class Plan:
     """How the instances are run: ``timeout`` in seconds is an upper limit to each instance's own, ``jobs`` workers at
     once, ``memory`` a worker's limit in gigabytes, ``restart_above`` the gigabytes from which an idle worker is
-    replaced. ``command`` replaces the worker's program (tests)."""
+    replaced. ``records``: the folder for records. ``command`` replaces the worker's program (tests)."""
 
     timeout: float | None = None
     jobs: int = 1
@@ -39,6 +39,7 @@ class Plan:
     memory: float | None = None
     restart_above: float = 4.0
     verbose: bool = False
+    records: Path | None = None
     command: Command | None = None
 
 
@@ -106,6 +107,10 @@ class Pool:
         limit = instance.timeout if plan.timeout is None else min(instance.timeout, plan.timeout)
         lane.instance, lane.job = instance, Job(lane.worker, started, started + limit, plan.memory)
         options = {"seed": plan.seed, "device": plan.device, "evidence": False, "verbose": plan.verbose}
+        if plan.records is not None:
+            record = evidence_file(plan.records, instance.key, "record").absolute()
+            record.parent.mkdir(parents=True, exist_ok=True)
+            options["record"] = str(record)
         lane.worker.send(lane.job.request(task(instance, plan.max_bytes), **options))
 
     def _step(self) -> Done | None:
@@ -174,11 +179,12 @@ def task(instance: Instance, max_bytes: int | None) -> Message:
     }
 
 
-def witness_file(folder: Path, row: Row) -> Path:
-    """Where an instance's counterexample is written: ``FOLDER/BENCHMARK/NETWORK_PROPERTY.counterexample``."""
-    names = (Path(written.strip("[]()\"' ")).name for written in (row.onnx, row.vnnlib))
+def evidence_file(folder: Path, key: tuple[str, str, str], ending: str) -> Path:
+    """Where an instance's counterexample or record is written: ``FOLDER/BENCHMARK/NETWORK_PROPERTY.ENDING``."""
+    benchmark, *files = key
+    names = (Path(written.strip("[]()\"' ")).name for written in files)
     stem = "_".join(Path(name.removesuffix(".gz")).stem for name in names)
-    return folder / row.benchmark / f"{stem}.counterexample"
+    return folder / benchmark / f"{stem}.{ending}"
 
 
 def _done(instance: Instance, outcome: Answer | Failure, seconds: float) -> Done:

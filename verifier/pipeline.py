@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from verifier.branch.problem import OpenTask, Problem, S, Search, Step
 from verifier.branch.root import real_status, refine, screen
 from verifier.errors import InputError
 from verifier.query import Query
+from verifier.record.entries import Write
+from verifier.record.writer import Recorder, about
 from verifier.replay import Replayer
 from verifier.runtime_error import LEAST_SECONDS, float32_error
 from verifier.strategy import Strategy, choose, features
@@ -63,6 +66,7 @@ class _Run:
     start: float
     deadline: float
     report: Callable[[Progress], None] | None
+    write: Write | None
     stage: str = "load"
     settled: int = 0
     refuted: int = 0
@@ -141,7 +145,7 @@ class _Run:
         rhythm.note(time.monotonic() - start)
 
 
-def verify(
+def verify(  # noqa: PLR0913 - the questions that a caller may ask
     query: Query,
     *,
     timeout: float | None = None,
@@ -149,13 +153,31 @@ def verify(
     device: str = "auto",
     report: Callable[[Progress], None] | None = None,
     strategy: Strategy | None = None,
+    record: str | Path | None = None,
 ) -> Verdict:
     """Decide a query (see ``verifier.api.verify``); ``strategy`` overrides what ``strategy.choose`` would choose."""
     start = time.monotonic()
-    if not len(query.cases.lower):
-        return Verified(stage="property", notes=query.notes)
-    place = choose_device(device)
     strategy = choose(features(query), seed) if strategy is None else strategy
+    if record is None:
+        verdict = _decide(query, timeout, choose_device(device), report, strategy, None)
+    else:
+        place, recorder = choose_device(device), Recorder(record, about(query, strategy))
+        with recorder:
+            verdict = recorder.close(_decide(query, timeout, place, report, strategy, recorder.write))
+    return replace(verdict, seconds=time.monotonic() - start, notes=(*query.notes, *verdict.notes))
+
+
+def _decide(
+    query: Query,
+    timeout: float | None,
+    place: torch.device,
+    report: Callable[[Progress], None] | None,
+    strategy: Strategy,
+    write: Write | None,
+) -> Verdict:
+    start = time.monotonic()
+    if not len(query.cases.lower):
+        return Verified(stage="property")
     with torch.no_grad(), plain_products():
         exact = prepare(query.graph, torch.float64, place, Rounding.of(torch.float64))
         run = _Run(
@@ -168,12 +190,12 @@ def verify(
             start,
             math.inf if timeout is None else start + timeout,
             report,
+            write,
         )
         try:
-            verdict = _stages(run)
+            return _stages(run)
         except _Decided as decided:
-            verdict = Violated(stage=run.stage, counterexample=decided.counterexample)
-    return replace(verdict, seconds=time.monotonic() - start, notes=query.notes)
+            return Violated(stage=run.stage, counterexample=decided.counterexample)
 
 
 def _stages(run: _Run) -> Verdict:
@@ -204,7 +226,7 @@ def _attack(run: _Run, plan: AttackPlan, deadline: float, clauses: np.ndarray | 
 def _split_inputs(run: _Run) -> Verdict:
     run.enter("input split")
     quick = prepare(run.query.graph, torch.float32, run.problem.box.device, Rounding.of(torch.float32))
-    search = InputSplit(run.problem, (quick, run.exact), run.strategy.input_split, run.deadline)
+    search = InputSplit(run.problem, (quick, run.exact), run.strategy.input_split, run.deadline, run.write)
     _, last = run.follow(search, search.start(), 1.0, 0.0)
     if last is None or last.open_subproblems == 0:
         return _verified(run)

@@ -3,7 +3,8 @@
 Parent to worker, one at a time:
 
 - ``{"type": "verify", "task": {...}, "deadline": t | null, "seed", "device", "evidence", "verbose"}``; ``t`` is a
-  moment on the monotonic clock at which the worker should stop by itself; ``"explain": true`` asks for an explanation.
+  moment on the monotonic clock at which the worker should stop by itself; ``"explain": true`` asks for an explanation,
+  ``"record": path`` for a record of the proof.
 
 Worker to parent:
 

@@ -72,7 +72,8 @@ class Verified(Verdict):
     the least proven distance: at every input of the set each clause has a literal, or a combination of its literals
     with weights of sum 1, that fails by at least this much (inf: there was nothing to refute). ``subproblems`` is how
     many were refuted, each by bounds that include their rounding errors. ``float32_error`` is how far the forms of the
-    property may be off where the network is computed in float32, in any order (inf: not known).
+    property may be off where the network is computed in float32, in any order (inf: not known). ``record``: the file
+    from which all of this can be proved again, where one was asked for.
     """
 
     word: ClassVar[Word] = "unsat"
@@ -80,6 +81,7 @@ class Verified(Verdict):
     margin: float = float("inf")
     subproblems: int = 0
     float32_error: float = float("inf")
+    record: str | None = None
 
     @property
     def real_only(self) -> bool:

@@ -77,7 +77,12 @@ def _verify(request: protocol.Message, send: Send) -> protocol.Message:
         send({"type": "explanation", "lines": explain(known, strategy)})
     timeout = None if deadline is None else max(deadline - limits.now(), 0.0)
     verdict = verify(
-        query, timeout=timeout, device=request["device"], report=_throttled(send, start), strategy=strategy
+        query,
+        timeout=timeout,
+        device=request["device"],
+        report=_throttled(send, start),
+        strategy=strategy,
+        record=request.get("record"),
     )
     witness = ""
     if isinstance(verdict, Violated):

@@ -44,6 +44,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--jobs", type=options.count, default=1, metavar="N", help="workers at once (default: 1)")
     parser.add_argument("--cold", action="store_true", help="start a process for each instance and count its start")
     parser.add_argument("--witness-dir", type=Path, metavar="FOLDER", help="write every counterexample to a file")
+    parser.add_argument("--record-dir", type=Path, metavar="FOLDER",
+                        help="write for every unsat what is needed to prove it again, leaf by leaf")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary as JSON; - for stdout, in place "
                         "of the table")
     options.add_run_options(parser)
@@ -59,6 +61,8 @@ def run(arguments: argparse.Namespace, command: Command | None = None) -> int:
     options.output_file(arguments.json, "--json")
     if arguments.witness_dir is not None and arguments.witness_dir.is_file():
         raise InputError(f"--witness-dir {arguments.witness_dir}: is a file")
+    if arguments.record_dir is not None and arguments.record_dir.is_file():
+        raise InputError(f"--record-dir {arguments.record_dir}: is a file")
     plan = Plan(
         timeout=arguments.timeout,
         jobs=arguments.jobs,
@@ -68,6 +72,7 @@ def run(arguments: argparse.Namespace, command: Command | None = None) -> int:
         max_bytes=arguments.max_bytes,
         memory=arguments.memory,
         verbose=arguments.verbose,
+        records=arguments.record_dir,
         command=command,
     )
     table = Table(arguments.out, resume=arguments.resume, overwrite=arguments.overwrite)
@@ -120,9 +125,9 @@ def _keep_witness(done: Done, folder: Path | None) -> None:
     """Write the counterexample as the competition's results file has it: the word, then the assignment."""
     if folder is None or not done.witness:
         return
-    from verifier.bench import witness_file
+    from verifier.bench import evidence_file
 
-    path = witness_file(folder, done.row)
+    path = evidence_file(folder, done.row.key, "counterexample")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{done.row.result}\n{done.witness.rstrip()}\n", encoding="utf-8")
 

@@ -48,6 +48,8 @@ def add_parser(commands: Any) -> None:
                         help="write a counterexample as one NAME.pb (TensorProto) a variable")
     parser.add_argument("--explain", action="store_true", help="say on stderr what was chosen for this query and why, "
                         "and at the end when each stage began")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write what is needed to prove unsat again, leaf "
+                        "by leaf; the file is removed where the answer is another")
     parser.add_argument("--exit-code", action="store_true", help="exit with 10 for sat and 20 for unsat")
     options.add_region_options(parser)
     options.add_run_options(parser)
@@ -57,6 +59,7 @@ def run(arguments: argparse.Namespace, session: Session | None = None) -> int:
     """Ask the worker of ``session``, print the answer; the exit code."""
     task = build_task(arguments)
     options.output_file(arguments.json, "--json")
+    options.output_file(arguments.record, "--record")
     if arguments.explain and arguments.quiet:
         raise InputError("--explain and --quiet contradict each other: give one of them")
     session = session or Session(echo=arguments.verbose)
@@ -68,6 +71,7 @@ def run(arguments: argparse.Namespace, session: Session | None = None) -> int:
         evidence=arguments.json is not None,
         verbose=arguments.verbose,
         explain=arguments.explain,
+        record=_absolute(arguments.record),
     )
     with Display(choose_mode(arguments.quiet)) as display:
         outcome, interrupted = session.wait(job, request, _Watcher(display))

@@ -99,9 +99,7 @@ class BoxWalk:
         bounded = self.bounds.bound(batch, wanted.passes)
         bad = claim.unproved(bounded).nonzero().flatten()
         if bad.shape[0]:  # another machine may round otherwise: once more with all passes
-            finer = self.bounds.bound(batch.take(bad), torch.full_like(bad, MOST_PASSES))
-            finer = replace(finer, watched={i: finer.watched[i] for i in bounded.watched})
-            bounded = bounded.with_boxes(bad, finer)
+            bounded = self.bounds.bound(batch, wanted.passes.index_fill(0, bad, MOST_PASSES))
             bad = claim.unproved(bounded).nonzero().flatten()
         self.checks.add(int((~wanted.open).sum()) + int((~kept).sum()), bad.shape[0])
         for k in bad.tolist():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
@@ -20,7 +20,8 @@ from torch import Tensor
 from verifier.errors import InputError
 from verifier.query import Query
 from verifier.record.frames import MAGIC, Frame, write_frame
-from verifier.strategy import Features, Strategy
+from verifier.strategy import Strategy, features
+from verifier.verdict import Verdict, Verified
 
 FORMAT = "nn-verifier/record/1"
 _NOTHING: Mapping[str, Tensor] = MappingProxyType({})
@@ -46,7 +47,23 @@ class Recorder:
         self.entries += 1
         self._frame(Frame(kind, arrays))
 
-    def keep(self) -> bool:
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self.stream.closed:
+            self.discard()
+
+    def close(self, verdict: Verdict) -> Verdict:
+        """The verdict with the record's path where it is ``unsat``; else the record is removed."""
+        if not isinstance(verdict, Verified):
+            self.discard()
+            return verdict
+        if self.finish():
+            return replace(verdict, record=str(self.path))
+        return replace(verdict, notes=(*verdict.notes, f"no record was written: {self.failure}"))
+
+    def finish(self) -> bool:
         """Write the end; False where the record could not be written (then it is removed)."""
         self._frame(Frame("end", _NOTHING, {"counts": {"entries": self.entries}}))
         try:
@@ -78,7 +95,7 @@ class Recorder:
             self.failure = str(error)
 
 
-def about(query: Query, what: Features, strategy: Strategy) -> dict[str, Any]:
+def about(query: Query, strategy: Strategy) -> dict[str, Any]:
     """What a record is about: the question by its hashes, and how it was worked on."""
     from verifier import __version__
 
@@ -86,7 +103,7 @@ def about(query: Query, what: Features, strategy: Strategy) -> dict[str, Any]:
         "format": FORMAT,
         "verifier": __version__,
         "question": question(query),
-        "features": asdict(what),
+        "features": asdict(features(query)),
         "strategy": {
             "split_inputs": strategy.split_inputs,
             "input_split": asdict(strategy.input_split),

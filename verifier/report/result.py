@@ -59,6 +59,8 @@ def verdict_record(verdict: Verdict, query: Query | None = None) -> dict[str, An
             "float32_error": number(verdict.float32_error),
             "real_only": verdict.real_only,
         }
+        if verdict.record is not None:
+            more["record"] = verdict.record
     elif isinstance(verdict, Unknown):
         more |= {
             "reason": verdict.reason,

@@ -176,7 +176,8 @@ def test_folders_of_benchmarks_and_lists_over_them(tmp_path: Path) -> None:
         (instance,) = read_instances([tmp_path / "quick.csv"])
         assert instance.benchmark == tmp_path.name
         row = Row(*instance.key, "sat", "1", "", "", "")
-        assert bench.witness_file(Path("w"), row) == Path("w") / tmp_path.name / "net_sat.counterexample"
+        found = bench.evidence_file(Path("w"), row.key, "counterexample")
+        assert found == Path("w") / tmp_path.name / "net_sat.counterexample"
 
 
 def test_several_networks_in_one_field(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_several_networks_in_one_field(tmp_path: Path) -> None:
     (instance,) = read_instances([tmp_path])
     assert [name for name, _ in instance.networks] == ["f", "g"]
     row = Row(*instance.key, "sat", "1", "", "", "")
-    assert bench.witness_file(Path("w"), row).name.endswith("_q.counterexample")
+    assert bench.evidence_file(Path("w"), row.key, "counterexample").name.endswith("_q.counterexample")
 
 
 @pytest.mark.parametrize(
