@@ -2,9 +2,9 @@
 
     python -P -m benchmarks.recheck RESULTS.csv INSTANCES RECORD_DIR [--jobs N] [--out FILE.csv]
 
-RESULTS.csv and RECORD_DIR come from ``verifier bench INSTANCES --out RESULTS.csv --record-dir RECORD_DIR``. What is done
-is written to a table (default: ``recheck.csv`` in RECORD_DIR) that another call goes on with; a record that has changed
-since is looked at again. Exit code 1 where anything failed, a record that is missing included.
+RESULTS.csv and RECORD_DIR come from ``verifier bench INSTANCES --out RESULTS.csv --record-dir RECORD_DIR``. What is
+done is written to a table (default: ``recheck.csv`` in RECORD_DIR) that another call goes on with; a record that has
+changed since is looked at again. Exit code 1 where anything failed, a record that is missing included.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ def main() -> int:
         writer.writeheader()
         writer.writerows(asdict(line) for line in done.values())
         with ThreadPoolExecutor(options.jobs) as pool:
-            for line in pool.map(lambda i: fresh(i, rows[i.key], evidence_file(options.records, i.key, "record")), left):
+            records = {i.key: evidence_file(options.records, i.key, "record") for i in left}
+            for line in pool.map(lambda i: fresh(i, rows[i.key], records[i.key]), left):
                 done[line.key] = line
                 writer.writerow(asdict(line))
                 file.flush()

@@ -157,25 +157,25 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
 ) -> Verdict:
     """Decide a query (see ``verifier.api.verify``); ``strategy`` overrides what ``strategy.choose`` would choose."""
     start = time.monotonic()
+    times = start, math.inf if timeout is None else start + timeout
     strategy = choose(features(query), seed) if strategy is None else strategy
+    place = choose_device(device)
     if record is None:
-        verdict = _decide(query, timeout, choose_device(device), report, strategy, None)
+        verdict = _decide(query, times, place, report, strategy, None)
     else:
-        place, recorder = choose_device(device), Recorder(record, about(query, strategy))
-        with recorder:
-            verdict = recorder.close(_decide(query, timeout, place, report, strategy, recorder.write))
+        with Recorder(record, about(query, strategy)) as recorder:
+            verdict = recorder.close(_decide(query, times, place, report, strategy, recorder.write))
     return replace(verdict, seconds=time.monotonic() - start, notes=(*query.notes, *verdict.notes))
 
 
 def _decide(
     query: Query,
-    timeout: float | None,
+    times: tuple[float, float],
     place: torch.device,
     report: Callable[[Progress], None] | None,
     strategy: Strategy,
     write: Write | None,
 ) -> Verdict:
-    start = time.monotonic()
     if not len(query.cases.lower):
         return Verified(stage="property")
     with torch.no_grad(), plain_products():
@@ -187,8 +187,7 @@ def _decide(
             exact,
             strategy,
             Replayer(query, lambda query, point, clause: real_status(query, exact, point, clause)),
-            start,
-            math.inf if timeout is None else start + timeout,
+            *times,
             report,
             write,
         )
