@@ -1,6 +1,6 @@
 """An input split proved again from its record, round by round from the whole boxes down.
 
-Of the record only this is believed: which boxes were bounded together, how often, and where they were cut. Every bound
+Of the record only this is believed: which boxes were bounded together, by which passes, and where they were cut. Every bound
 is computed here, those that children inherit too. A box is done when each of its clauses is refuted; where it is said
 to be open, each clause that is not refuted must live on in a box that contains all that the recomputed lines leave of
 it. (The search leaves ``CLIP_MARGIN`` more, so that the last bits of another machine do not matter.) Bisections share
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from verifier.branch.box_bounds import BoundedBoxes, BoxBounds
 from verifier.branch.frontier import Store, Subproblems
-from verifier.record.boxes import MOST_PASSES, Round
+from verifier.record.boxes import ALL_PASSES, Round
 from verifier.record.frames import Frame, RecordError
 from verifier.record.report import Checks
 
@@ -99,7 +99,7 @@ class BoxWalk:
         bounded = self.bounds.bound(batch, wanted.passes)
         bad = claim.unproved(bounded).nonzero().flatten()
         if bad.shape[0]:  # another machine may round otherwise: once more with all passes
-            bounded = self.bounds.bound(batch, wanted.passes.index_fill(0, bad, MOST_PASSES))
+            bounded = self.bounds.bound(batch, wanted.passes.index_fill(0, bad, ALL_PASSES))
             bad = claim.unproved(bounded).nonzero().flatten()
         self.checks.add(int((~wanted.open).sum()) + int((~kept).sum()), bad.shape[0])
         for k in bad.tolist():

@@ -8,7 +8,7 @@ number of a child or a parent is written down.
     moved: bits [P, 2 f], ends float64: the ends of the cut boxes that differ from those before, lower ones first
     dimension, middle float64: of P + 2 P + 4 P + ... bisections
 
-``passes``: how many passes of bounds each box went through; ``fresh``: it inherits no bounds.
+``passes``: which passes of bounds each box went through, as bits; ``fresh``: it inherits no bounds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from verifier.record.frames import Frame, RecordError
 from verifier.record.packing import bits, narrow, unpacked, whole
 
 KIND = "boxes"
-MOST_PASSES = 16
+ALL_PASSES = 255
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +91,7 @@ class Round:
         number = whole(entry.array("number"), count, known)
         if torch.unique(number).shape[0] < count:
             raise RecordError("a box twice in one round")
-        passes = whole(entry.array("passes"), count, MOST_PASSES)
+        passes = whole(entry.array("passes"), count, ALL_PASSES + 1)
         forgot, left = (unpacked(entry.array(name), count) for name in ("fresh", "open"))
         return Round(number, passes, forgot, left, entry)
 
