@@ -1,8 +1,9 @@
 """Planted truth: random queries with a hidden counterexample that no engine may refute.
 
-    PYTHONPATH=.:benchmarks python -P benchmarks/planted.py --count 2000 --seed 0
+    PYTHONPATH=.:benchmarks python -P benchmarks/planted.py --count 5000 --jobs 2 --out planted.jsonl --resume
 
-(``-P``, because a script beside it is called like the package ``bounds``.)
+(``-P``, because a script beside it is called like the package ``bounds``.) Instances are given to an engine in parts of
+``PART``; with ``--out`` each part is a line of the file, and ``--resume`` runs those that it does not have.
 
 Each query has a random network, one to three boxes with one to three clauses each, and a point of one box that
 fulfils one clause by a relative margin of 1e-2 down to 1e-6 of the outputs' scale. Half of the points are the least
@@ -14,28 +15,26 @@ never refuting, the same queries are asked again with thresholds out of reach, a
 from __future__ import annotations
 
 import argparse
-import itertools
+import json
+import multiprocessing
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from planted_engines import ENGINES, Budget, Engine
 from random_networks import Scales, random_graph
 
 from bounds.graph import Graph
-from bounds.plan import Plan, prepare
-from bounds.rounding import Rounding
-from verifier.branch.activation_split import ActivationSplit
-from verifier.branch.input_split import InputSplit
-from verifier.branch.problem import Problem, Step
-from verifier.branch.root import refine, screen
 from verifier.query import Cases, Query
-from verifier.strategy import AscentPlan, SplitPlan
 
 MARGINS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+PART = 100
 OUT_OF_REACH = 0.35
 """How far below the least sampled value a threshold is put, relative to the spread, to make a property hold."""
 
@@ -54,21 +53,9 @@ class Instance:
     margin: float
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Limits of one engine on one query (rounds alone give the same result whatever else the machine does)."""
-
-    rounds: int = 20
-    seconds: float = 1.0
-
-
-Engine = Callable[[Query, Budget], bool]
-"""Whether a query was refuted within a budget."""
-
-
-def instances(seed: int, count: int) -> Iterator[Instance]:
-    """``count`` instances; equal seeds give equal ones."""
-    for k in range(count):
+def instances(seed: int, count: int, first: int = 0) -> Iterator[Instance]:
+    """``count`` instances from number ``first`` on; equal seeds give equal ones."""
+    for k in range(first, first + count):
         yield instance(np.random.default_rng([seed, k]))
 
 
@@ -163,93 +150,9 @@ def _impossible(query: Query, values: list[tuple[np.ndarray, np.ndarray]]) -> Qu
     return replace(query, cases=replace(cases, threshold=threshold))
 
 
-# Engines ------------------------------------------------------------------------------------------------------------
-
-
-def _exact(query: Query, dtype: torch.dtype = torch.float64) -> Plan:
-    return prepare(query.graph, dtype, rounding=Rounding.of(dtype))
-
-
-def _limited(steps: Iterable[Step], budget: Budget) -> bool:
-    """Whether the last step within the budget has nothing open."""
-    end, left = time.monotonic() + budget.seconds, 0
-    for step in itertools.islice(steps, budget.rounds):
-        left = step.open_subproblems
-        if time.monotonic() > end:
-            break
-    return left == 0
-
-
-def screened(query: Query, budget: Budget) -> bool:
-    """Bounds of whole boxes."""
-    return not [task for _, part in screen(Problem.of(query), _exact(query)) for task in part.open]
-
-
-def input_split(query: Query, budget: Budget) -> bool:
-    """Input splits in float32, then float64 where rounding alone keeps a box open."""
-    plans = (_exact(query, torch.float32), _exact(query))
-    return _limited(InputSplit(Problem.of(query), plans, SplitPlan(batch=64, fill=16)).run(), budget)
-
-
-def input_split_float64(query: Query, budget: Budget) -> bool:
-    """Input splits in float64 alone."""
-    return _limited(InputSplit(Problem.of(query), (_exact(query),), SplitPlan(batch=64, fill=16)).run(), budget)
-
-
-def input_split_forward(query: Query, budget: Budget) -> bool:
-    """Input splits with forward linear bounds before backward ones."""
-    plans = (_exact(query, torch.float32), _exact(query))
-    return _limited(InputSplit(Problem.of(query), plans, SplitPlan(batch=64, fill=16, forward=True)).run(), budget)
-
-
-def input_split_forward_alone(query: Query, budget: Budget) -> bool:
-    """Input splits with forward linear bounds alone."""
-    plans = (_exact(query, torch.float32), _exact(query))
-    options = SplitPlan(batch=64, fill=16, forward=True, backward=False)
-    return _limited(InputSplit(Problem.of(query), plans, options).run(), budget)
-
-
-def _activations(query: Query, budget: Budget, refinement: int, candidates: int = 3) -> bool:
-    options = AscentPlan(root_steps=8, steps=4, last_steps=20, batch=32, candidates=candidates)
-    problem, plans = Problem.of(query), (prepare(query.graph, torch.float32), _exact(query))
-    for task in [found for _, part in screen(problem, plans[1]) for found in part.open]:
-        refined = refine(problem, plans, task, refinement, float("inf"))
-        if not _limited(ActivationSplit(problem, plans, refined, options).run(), budget):
-            return False
-    return True
-
-
-def activation_split(query: Query, budget: Budget) -> bool:
-    """Activation splits over plain root bounds."""
-    return _activations(query, budget, 0)
-
-
-def activation_split_refined(query: Query, budget: Budget) -> bool:
-    """Activation splits over ascended root bounds."""
-    return _activations(query, budget, 3)
-
-
-def activation_split_by_score(query: Query, budget: Budget) -> bool:
-    """Activation splits chosen by the intercept score alone."""
-    return _activations(query, budget, 0, candidates=0)
-
-
-ENGINES: Mapping[str, Engine] = {
-    f.__name__: f
-    for f in (
-        screened,
-        input_split,
-        input_split_float64,
-        input_split_forward,
-        input_split_forward_alone,
-        activation_split,
-        activation_split_refined,
-        activation_split_by_score,
-    )
-}
-
-
-def gate(engine: Engine, seed: int, count: int, budget: Budget | None = None, twins: int = 3) -> Counter[str]:
+def gate(
+    engine: Engine, seed: int, count: int, budget: Budget | None = None, twins: int = 3, first: int = 0
+) -> Counter[str]:
     """Run an engine on planted instances; raises ``FalseRefutationError`` where it refutes one.
 
     Returns how many it left open, and how many of every ``twins``-th impossible twin it refuted and left open.
@@ -257,7 +160,7 @@ def gate(engine: Engine, seed: int, count: int, budget: Budget | None = None, tw
     budget = Budget() if budget is None else budget
     counts: Counter[str] = Counter()
     with torch.no_grad():
-        for k, one in enumerate(instances(seed, count)):
+        for k, one in enumerate(instances(seed, count, first), first):
             if engine(one.query, budget):
                 raise FalseRefutationError(f"instance {k} of seed {seed}: {one.point} fulfils it by {one.margin:g}")
             counts["planted, open"] += 1
@@ -267,24 +170,79 @@ def gate(engine: Engine, seed: int, count: int, budget: Budget | None = None, tw
     return counts
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """``count`` instances of a seed from ``first`` on for one engine."""
+
+    engine: str
+    seed: int
+    first: int
+    count: int
+    budget: Budget
+
+
+def work(part: Part) -> dict[str, object]:
+    """A part's counts, or what was refuted falsely (``false``), in a process of its own or in this one."""
+    torch.set_num_threads(1)
+    start, line = time.monotonic(), asdict(part)
+    try:
+        counts = gate(ENGINES[part.engine], part.seed, part.count, part.budget, first=part.first)
+    except FalseRefutationError as error:
+        return line | {"false": str(error), "counts": {}, "took": time.monotonic() - start}
+    return line | {"counts": dict(counts), "took": time.monotonic() - start}
+
+
+def parts(names: Iterable[str], seed: int, count: int, budget: Budget) -> list[Part]:
+    """What there is to do: all engines look at the first instances, then at the next ones."""
+    return [Part(n, seed, k, min(PART, count - k), budget) for k in range(0, count, PART) for n in names]
+
+
+def run(todo: list[Part], jobs: int, out: Path | None, resume: bool) -> list[dict[str, object]]:
+    """The lines of all parts: those that the file has, then the others as they come, each written at once."""
+    lines: list[dict[str, object]] = []
+    if resume and out is not None and out.exists():
+        lines = [json.loads(text) for text in out.read_text(encoding="utf-8").splitlines()]
+    elif out is not None:
+        out.write_text("", encoding="utf-8")
+    known = [{key: value for key, value in line.items() if key in Part.__slots__} for line in lines]
+    wanted = [asdict(part) for part in todo]
+    lines = [line for line, of in zip(lines, known, strict=True) if of in wanted]
+    rest = [part for part, of in zip(todo, wanted, strict=True) if of not in known]
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for line in pool.map(work, rest) if jobs > 1 else map(work, rest):
+            lines.append(line)
+            if "false" in line:
+                print(f"FALSE UNSAT by {line['engine']}: {line['false']}", flush=True)
+            if out is not None:
+                with out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+    return lines
+
+
 def main() -> None:
     """Print the counts of every engine; exit code 1 where one refuted a planted instance."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=1.0, help="for an engine on one query (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="a line for each part that is done")
+    parser.add_argument("--resume", action="store_true", help="run only the parts that the file does not have")
     parser.add_argument("--engine", choices=sorted(ENGINES), action="append")
     options = parser.parse_args()
-    wrong = False
-    for name in options.engine or ENGINES:
-        start = time.monotonic()
-        try:
-            counts = gate(ENGINES[name], options.seed, options.count, Budget(options.rounds))
-            line = ", ".join(f"{what} {n}" for what, n in sorted(counts.items()))
-        except FalseRefutationError as error:
-            wrong, line = True, f"FALSE UNSAT: {error}"
-        print(f"{name:26} {line} ({time.monotonic() - start:.0f} s)", flush=True)
-    sys.exit(wrong)
+    names = options.engine or list(ENGINES)
+    todo = parts(names, options.seed, options.count, Budget(options.rounds, options.seconds))
+    lines = run(todo, options.jobs, options.out, options.resume)
+    for name in names:
+        mine = [line for line in lines if line["engine"] == name]
+        counts: Counter[str] = Counter()
+        for line in mine:
+            counts.update(line["counts"])  # type: ignore[call-overload] - as read from the file
+        text = ", ".join(f"{what} {n}" for what, n in sorted(counts.items()))
+        print(f"{name:26} {text}, false {sum('false' in line for line in mine)} "
+              f"({sum(float(str(line['took'])) for line in mine):.0f} s)", flush=True)
+    sys.exit(any("false" in line for line in lines))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ def networks() -> ModuleType:
 @pytest.fixture(scope="session")
 def planted(networks: ModuleType) -> ModuleType:
     """Instances with a hidden counterexample: ``benchmarks/planted.py`` (which imports ``random_networks``)."""
+    _module(CHECKOUT / "benchmarks" / "planted_engines.py")
     return _module(CHECKOUT / "benchmarks" / "planted.py")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ ENGINES = (
     "input_split_float64",
     "input_split_forward",
     "input_split_forward_alone",
+    "input_split_short_of_memory",
     "activation_split",
     "activation_split_refined",
     "activation_split_by_score",
@@ -29,6 +33,10 @@ def _one_thread() -> object:
     torch.set_num_threads(before)
 
 
+def test_all_engines_are_named(planted: ModuleType) -> None:
+    assert set(ENGINES) == set(planted.ENGINES)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_engine_refutes_a_planted_counterexample(planted: ModuleType, engine: str) -> None:
     counts = planted.gate(planted.ENGINES[engine], 1, 60, planted.Budget(rounds=3, seconds=1e9), twins=6)
@@ -42,6 +50,31 @@ def test_two_thousand_planted_counterexamples(planted: ModuleType, engine: str) 
     counts = planted.gate(planted.ENGINES[engine], 2, 2000, planted.Budget(rounds=12, seconds=1.0), twins=10)
     assert counts["planted, open"] == 2000
     assert counts["impossible, refuted"] >= 140, counts
+
+
+def test_a_run_is_continued(planted: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Parts that the file has are not run again, unless they were run with other limits."""
+    seen: list[tuple[str, int, int]] = []
+
+    def work(part: Any) -> dict[str, object]:
+        seen.append((part.engine, part.first, part.count))
+        return asdict(part) | {"counts": {"planted, open": part.count}, "took": 0.0}
+
+    monkeypatch.setattr(planted, "work", work)
+    out = tmp_path / "parts.jsonl"
+    todo = planted.parts(["screened", "input_split"], 5, planted.PART + 7, planted.Budget(3))
+    planted.run(todo[:3], 1, out, False)
+    lines = planted.run(todo, 1, out, True)
+    assert seen == [("screened", 0, 100), ("input_split", 0, 100), ("screened", 100, 7), ("input_split", 100, 7)]
+    assert [(line["engine"], line["first"]) for line in lines] == [(e, k) for e, k, _ in seen]
+    planted.run(planted.parts(["screened"], 5, 1, planted.Budget(4)), 1, out, True)
+    assert seen[4:] == [("screened", 0, 1)]
+
+
+def test_a_false_refutation_is_written_down(planted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planted, "ENGINES", {"hasty": lambda query, budget: True})
+    line = planted.work(planted.Part("hasty", 1, 4, 3, planted.Budget()))
+    assert "instance 4 of seed 1" in line["false"]
 
 
 def test_the_hidden_point_fulfils_its_clause(planted: ModuleType) -> None:
@@ -89,4 +122,4 @@ def test_boxes_with_different_literals_share_a_batch(planted: ModuleType) -> Non
     box = (np.array([0.0], dtype=np.float32), np.array([1.0], dtype=np.float32))
     near, far = 1e6 - 1e-3, 1e6 - 10
     clauses = [(0, [(0, 1, far), (1, 1, far), (2, 1, far)]), (1, [(0, 1, near), (2, 1, near)])]
-    assert planted.input_split(planted.query(graph, [box, box], clauses), planted.Budget())
+    assert planted.ENGINES["input_split"](planted.query(graph, [box, box], clauses), planted.Budget())
