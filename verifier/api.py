@@ -23,6 +23,7 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
     device: str = "auto",
     report: Callable[[Progress], None] | None = None,
     record: str | Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Verdict:
     """Decide a query, or a model and a VNN-LIB property given by their paths.
 
@@ -30,6 +31,9 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
     the command line, which can kill its worker, keeps it to within a second. ``device`` is "auto", "cpu", "cuda" or
     "cuda:N"; ``report`` is called with a ``Progress`` now and then. ``record`` names a file: where the verdict is
     ``Verified`` it holds what ``verifier.record.recheck`` needs to prove every leaf again, otherwise it is removed.
+    ``checkpoint`` names a file that the search is written to every ten seconds and at the time limit, and goes on from
+    where it is there and was made for the same query and seed (a note of the verdict says so, or why not); what it says
+    is trusted, and it is removed once nothing is left to do. It cannot be had together with ``record``.
 
     The verdict is ``Violated`` (sat: a counterexample that onnxruntime has replayed), ``Verified`` (unsat: none exists,
     for the stored weights in exact arithmetic), ``TimedOut`` or ``Unknown``. Raises ``InputError`` and
@@ -47,8 +51,14 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
         query = read(query, property)
     elif property is not None:
         raise InputError("a query has its property already")
+    if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
+        raise InputError(f"checkpoint {checkpoint}: the folder {Path(checkpoint).absolute().parent} does not exist")
     left = None if timeout is None else max(timeout - (limits.now() - start), 0.0)
-    return pipeline.verify(query, timeout=left, seed=seed, device=device, report=report, record=record)
+    if record is not None and checkpoint is not None:
+        raise InputError("a record must be of one run from its beginning: give a record or a checkpoint, not both")
+    return pipeline.verify(
+        query, timeout=left, seed=seed, device=device, report=report, record=record, checkpoint=checkpoint
+    )
 
 
 def load(path: str | Path, *, normalised: bool = True) -> Graph:

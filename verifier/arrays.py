@@ -26,7 +26,7 @@ def read_point(path: str | Path, shape: tuple[int, ...], max_bytes: int = MAX_BY
         case ".npy":
             return _read_npy(path, max_bytes)
         case ".npz":
-            arrays = _read_npz(path, max_bytes)
+            arrays = read_npz(path, max_bytes)
             if len(arrays) != 1 and "x" not in arrays:
                 raise InputError(f"{path}: holds the arrays {', '.join(arrays) or '(none)'}; name one of them x")
             return arrays["x"] if "x" in arrays else next(iter(arrays.values()))
@@ -38,7 +38,7 @@ def read_point(path: str | Path, shape: tuple[int, ...], max_bytes: int = MAX_BY
 
 def read_data(path: str | Path, max_bytes: int = MAX_BYTES) -> np.ndarray:
     """The array ``x`` (or the only one) of an .npz file: one input after the other. Raises ``InputError``."""
-    arrays = _read_npz(Path(path), max_bytes)
+    arrays = read_npz(Path(path), max_bytes)
     if len(arrays) != 1 and "x" not in arrays:
         raise InputError(f"{path}: holds the arrays {', '.join(arrays) or '(none)'}; name the inputs x")
     found = arrays["x"] if "x" in arrays else next(iter(arrays.values()))
@@ -49,7 +49,7 @@ def read_data(path: str | Path, max_bytes: int = MAX_BYTES) -> np.ndarray:
 
 def read_box(path: str | Path, max_bytes: int = MAX_BYTES) -> tuple[np.ndarray, np.ndarray]:
     """The arrays ``lower`` and ``upper`` of an .npz file. Raises ``InputError``."""
-    arrays = _read_npz(Path(path), max_bytes)
+    arrays = read_npz(Path(path), max_bytes)
     if not {"lower", "upper"} <= set(arrays):
         raise InputError(f"{path}: expected the arrays lower and upper, found {', '.join(arrays) or 'none'}")
     return arrays["lower"], arrays["upper"]
@@ -66,7 +66,8 @@ def _read_npy(path: Path, max_bytes: int) -> np.ndarray:
         raise InputError(f"{path}: not a .npy file of numbers: {error}") from error
 
 
-def _read_npz(path: Path, max_bytes: int) -> Mapping[str, np.ndarray]:
+def read_npz(path: Path, max_bytes: int) -> Mapping[str, np.ndarray]:
+    """All arrays of an .npz file. Raises ``InputError``."""
     _regular(path)
     try:
         with zipfile.ZipFile(path) as archive:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,8 +23,10 @@ from verifier.attacks.plan import AttackPlan
 from verifier.attacks.search import candidates
 from verifier.branch.activation_split import ActivationSplit
 from verifier.branch.input_split import InputSplit
-from verifier.branch.problem import OpenTask, Problem, S, Search, Step
-from verifier.branch.root import real_status, refine, screen
+from verifier.branch.problem import Misfit, OpenTask, Problem, S, Search, SearchState, Step, Tally
+from verifier.branch.root import real_status, recall, refine, screen, watched
+from verifier.branch.waiting import Waiting, bounds_of
+from verifier.checkpoint import Saved, Saver, identity, of_search
 from verifier.errors import InputError
 from verifier.query import Query
 from verifier.record.entries import Write
@@ -77,6 +79,8 @@ class _Run:
     refused: int = 0
     narrow: Counterexample | None = None
     narrow_until: float = math.inf
+    saver: Saver | None = None
+    place: Callable[[], dict[str, Tensor]] = dict
 
     def expired(self) -> bool:
         return time.monotonic() >= self.deadline
@@ -131,8 +135,12 @@ class _Run:
             rhythm.hear(last.starts)
             if rhythm.due(time.monotonic()):
                 self._attack_beside(rhythm)
+            if self.saver is not None and time.monotonic() >= self.saver.due:
+                self.keep(state)
             if time.monotonic() >= min(until, self.deadline):
                 break
+        if self.expired() and not state.finished:
+            self.keep(state)
         self.settle(finished=True)
         return state, last
 
@@ -144,6 +152,12 @@ class _Run:
             self.replay(points)
         rhythm.note(time.monotonic() - start)
 
+    def keep(self, state: SearchState) -> None:
+        """Write a checkpoint, where they are asked for: ``place`` and the state of the search."""
+        if self.saver is not None:
+            search = {f"search.{name}": values for name, values in state.tensors().items()}
+            self.saver.save({**self.place(), **search})
+
 
 def verify(  # noqa: PLR0913 - the questions that a caller may ask
     query: Query,
@@ -154,30 +168,40 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
     report: Callable[[Progress], None] | None = None,
     strategy: Strategy | None = None,
     record: str | Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Verdict:
     """Decide a query (see ``verifier.api.verify``); ``strategy`` overrides what ``strategy.choose`` would choose."""
     start = time.monotonic()
     times = start, math.inf if timeout is None else start + timeout
     strategy = choose(features(query), seed) if strategy is None else strategy
     place = choose_device(device)
+    saver = None if checkpoint is None else Saver(Path(checkpoint), identity(query, strategy))
     if record is None:
-        verdict = _decide(query, times, place, report, strategy, None)
+        verdict = _decide(query, times, place, strategy, _Listeners(report, None, saver))
     else:
         with Recorder(record, about(query, strategy)) as recorder:
-            verdict = recorder.close(_decide(query, times, place, report, strategy, recorder.write))
-    return replace(verdict, seconds=time.monotonic() - start, notes=(*query.notes, *verdict.notes))
+            listeners = _Listeners(report, recorder.write, saver)
+            verdict = recorder.close(_decide(query, times, place, strategy, listeners))
+    notes = (*query.notes, *verdict.notes, *(saver.notes if saver is not None else ()))
+    return replace(verdict, seconds=time.monotonic() - start, notes=notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listeners:
+    """Who hears of a run: its caller, its record, its checkpoint."""
+
+    report: Callable[[Progress], None] | None
+    write: Write | None
+    saver: Saver | None
 
 
 def _decide(
-    query: Query,
-    times: tuple[float, float],
-    place: torch.device,
-    report: Callable[[Progress], None] | None,
-    strategy: Strategy,
-    write: Write | None,
+    query: Query, times: tuple[float, float], place: torch.device, strategy: Strategy, listeners: _Listeners
 ) -> Verdict:
     if not len(query.cases.lower):
         return Verified(stage="property")
+    saver = listeners.saver
+    saved = None if saver is None else saver.load()
     with torch.no_grad(), plain_products():
         exact = prepare(query.graph, torch.float64, place, Rounding.of(torch.float64))
         run = _Run(
@@ -188,25 +212,32 @@ def _decide(
             strategy,
             Replayer(query, lambda query, point, clause: real_status(query, exact, point, clause)),
             *times,
-            report,
-            write,
+            listeners.report,
+            listeners.write,
+            saver=saver,
         )
         try:
-            return _stages(run)
+            verdict = _stages(run, saved)
         except _Decided as decided:
-            return Violated(stage=run.stage, counterexample=decided.counterexample)
+            verdict = Violated(stage=run.stage, counterexample=decided.counterexample)
+        except Misfit as error:
+            raise InputError(f"a checkpoint that does not fit: {error}: remove the file to start anew") from error
+    if saver is not None and not isinstance(verdict, TimedOut):
+        saver.remove()
+    return verdict
 
 
-def _stages(run: _Run) -> Verdict:
-    run.enter("attack")
-    _attack(run, run.strategy.attack, run.deadline)
-    if run.expired():
-        return _open(run, "")
+def _stages(run: _Run, saved: Saved | None) -> Verdict:
+    if saved is None:
+        run.enter("attack")
+        _attack(run, run.strategy.attack, run.deadline)
+        if run.expired():
+            return _open(run, "")
     if not len(run.query.cases.form):
         return _open(run, "a clause without literals holds everywhere, but onnxruntime confirmed no point of its box")
     if run.strategy.split_inputs:
-        return _split_inputs(run)
-    return _split_activations(run)
+        return _split_inputs(run, saved)
+    return _split_activations(run, saved)
 
 
 def _attack(run: _Run, plan: AttackPlan, deadline: float, clauses: np.ndarray | None = None) -> None:
@@ -222,19 +253,35 @@ def _attack(run: _Run, plan: AttackPlan, deadline: float, clauses: np.ndarray | 
     run.settle(finished=True)
 
 
-def _split_inputs(run: _Run) -> Verdict:
+def _split_inputs(run: _Run, saved: Saved | None) -> Verdict:
     run.enter("input split")
     quick = prepare(run.query.graph, torch.float32, run.problem.box.device, Rounding.of(torch.float32))
     search = InputSplit(run.problem, (quick, run.exact), run.strategy.input_split, run.deadline, run.write)
-    _, last = run.follow(search, search.start(), 1.0, 0.0)
+    state = search.start() if saved is None else search.restore(of_search(saved))
+    _, last = run.follow(search, state, 1.0, 0.0)
     if last is None or last.open_subproblems == 0:
         return _verified(run)
     stuck = "boxes too small to be bisected stay open" if last.open_subproblems == last.stuck else ""
     return _open(run, stuck)
 
 
-def _split_activations(run: _Run) -> Verdict:
+def _split_activations(run: _Run, saved: Saved | None) -> Verdict:
     """Bound all boxes at once; those that stay open one by one, with better bounds and splits."""
+    waiting = _screened(run) if saved is None else Waiting.restored(saved, run.exact.device)
+    while waiting is not None and waiting.at < len(waiting.tasks):
+        last = _split_task(run, waiting, saved)
+        if run.expired() and (last is None or last.open_subproblems):
+            return _open(run, "")
+        tally = Tally(run.refuted, run.margin, run.upper)
+        waiting, saved = waiting.next(0 if last is None else last.stuck, tally), None
+    if waiting is None:
+        return _open(run, "")
+    stuck = waiting.stuck
+    return _open(run, f"{stuck} subproblems stay open with nothing left to split") if stuck else _verified(run)
+
+
+def _screened(run: _Run) -> Waiting | None:
+    """The tasks that bounds alone leave open; None where the time is up."""
     run.enter("root bounds")
     problem = run.problem
     open_tasks: list[OpenTask] = []
@@ -246,35 +293,40 @@ def _split_activations(run: _Run) -> Verdict:
         run.bound = min((p.bound for p in [part] if p.open), default=run.bound)
         run.progress(len(open_tasks))
         if run.expired():
-            return _open(run, "")
-    stuck = 0
-    for k, task in enumerate(open_tasks):
-        last = _split_task(run, task, len(open_tasks) - k - 1, open_tasks if k == 0 else [])
-        if run.expired() and (last is None or last.open_subproblems):
-            return _open(run, "")
-        stuck += 0 if last is None else last.stuck
-    return _open(run, f"{stuck} subproblems stay open with nothing left to split") if stuck else _verified(run)
+            return None
+    return Waiting(tuple(open_tasks), Tally(run.refuted, run.margin))
 
 
-def _split_task(run: _Run, task: OpenTask, waiting: int, attacked: list[OpenTask]) -> Step | None:
+def _split_task(run: _Run, waiting: Waiting, saved: Saved | None) -> Step | None:
     """Branch on one box; a search that lasts is interrupted once for a longer attack on what is open."""
     run.enter("activation split")
-    run.settled = run.refuted
+    run.settled, run.margin, run.upper = waiting.tally.refuted, waiting.tally.least_margin, waiting.tally.upper_bound
     plan, plans, total = run.strategy.activation_split, (run.rough, run.exact), run.problem.tasks
-    now = time.monotonic()
-    until = now + plan.intermediate_share * (run.deadline - now)
-    refined = refine(run.problem, plans, task, plan.intermediate_steps, until)
-    search = ActivationSplit(run.problem, plans, refined, plan)
-    pause = time.monotonic() + run.strategy.attack_after
-    state, last = run.follow(search, search.start(), 1 / total, waiting / total, pause)
+    if saved is None:
+        now = time.monotonic()
+        until = now + plan.intermediate_share * (run.deadline - now)
+        refined = refine(run.problem, plans, waiting.task, plan.intermediate_steps, until)
+        search = ActivationSplit(run.problem, plans, refined, plan)
+        state = search.start()
+    else:
+        refined = recall(run.problem, run.exact, waiting.task, bounds_of(saved, run.exact.device))
+        search = ActivationSplit(run.problem, plans, refined, plan)
+        state = search.restore(of_search(saved))
+    known = watched(run.exact, refined)
+    run.place = lambda: waiting.tensors(known)
+    share, before = 1 / total, (len(waiting.tasks) - waiting.at - 1) / total
+    if waiting.at or waiting.attacked:  # one attack on all open tasks is enough
+        return run.follow(search, state, share, before)[1]
+    state, last = run.follow(search, state, share, before, time.monotonic() + run.strategy.attack_after)
     if last is None or not last.open_subproblems or run.expired():
         return last
-    _attack_longer(run, attacked)
+    _attack_longer(run, waiting.tasks)
+    run.place = lambda: replace(waiting, attacked=True).tensors(known)
     run.enter("activation split")
-    return run.follow(search, state, 1 / total, waiting / total)[1] or last
+    return run.follow(search, state, share, before)[1] or last
 
 
-def _attack_longer(run: _Run, tasks: list[OpenTask]) -> None:
+def _attack_longer(run: _Run, tasks: Sequence[OpenTask]) -> None:
     """A second attack, on the clauses that bounds left open, for a share of the time left."""
     now, strategy = time.monotonic(), run.strategy
     until = now + min(strategy.attack_seconds, strategy.attack_share * (run.deadline - now))

@@ -4,7 +4,8 @@ Parent to worker, one at a time:
 
 - ``{"type": "verify", "task": {...}, "deadline": t | null, "seed", "device", "evidence", "verbose"}``; ``t`` is a
   moment on the monotonic clock at which the worker should stop by itself; ``"explain": true`` asks for an explanation,
-  ``"record": path`` for a record of the proof.
+  ``"record": path`` for a record of the proof,
+  ``"checkpoint": path`` for a file to go on from and to write to.
 
 Worker to parent:
 

@@ -83,6 +83,7 @@ def _verify(request: protocol.Message, send: Send) -> protocol.Message:
         report=_throttled(send, start),
         strategy=strategy,
         record=request.get("record"),
+        checkpoint=request.get("checkpoint"),
     )
     witness = ""
     if isinstance(verdict, Violated):

@@ -13,8 +13,8 @@ Every subproblem belongs to one clause; root bounds are never refreshed, and the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from bounds.plan import Plan
 from verifier.attacks.starts import Starts
 from verifier.branch.bounding import Bounded, Bounding, lower
 from verifier.branch.positions import Positions
-from verifier.branch.problem import Literals, OpenTask, Problem, Step, Tally
+from verifier.branch.problem import Literals, Misfit, OpenTask, Problem, Step, Tally
 from verifier.branch.scores import chosen
 from verifier.branch.splits import Splits, children
 from verifier.strategy import AscentPlan
@@ -56,6 +56,15 @@ class SplitState:
         """Whether nothing is left that could be bounded again."""
         return self.open.size == 0
 
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, in few bits."""
+        return {
+            **{f"open.{name}": values for name, values in self.open.tensors().items()},
+            **{f"stuck.{name}": values for name, values in self.stuck.tensors().items()},
+            "tally": self.tally.tensor(),
+            "begun": torch.tensor(self.begun),
+        }
+
 
 class ActivationSplit:
     """The search over one box: ``plans`` for search and for proof, and a task with its proven root state."""
@@ -81,6 +90,18 @@ class ActivationSplit:
         """The clauses at the root, not bounded yet."""
         root = self._root()
         return SplitState(root, root.take(root.clause[:0]), Tally(), begun=False)
+
+    def restore(self, saved: Mapping[str, Tensor]) -> SplitState:
+        """The state with these ``tensors``, which another search over the same task, with the same bounds of its box,
+        has named. Raises ``Misfit`` where it has other positions."""
+        device = self.rough.device
+        open_, stuck = (
+            Splits(**{f.name: saved[f"{which}.{f.name}"].to(device) for f in fields(Splits)})
+            for which in ("open", "stuck")
+        )
+        if open_.signs.shape[1] != self.positions.count:
+            raise Misfit(f"{open_.signs.shape[1]} positions, not {self.positions.count}")
+        return SplitState(open_, stuck, Tally.restored(saved["tally"]), bool(saved["begun"]))
 
     def step(self, state: SplitState) -> tuple[SplitState, Step]:
         """Bound the root, or the children of the subproblems with the least bounds; the rest waits."""

@@ -8,7 +8,7 @@ are bounded from their box alone when their turn comes. Nothing is ever dropped.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -87,6 +87,10 @@ class Subproblems:
         """The same without what they inherit."""
         return replace(self, inherited={})
 
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, without what they inherit."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "inherited"}
+
 
 class Store:
     """Subproblems in the slots of tensors that grow; a free slot has the bound +inf and the share 0."""
@@ -114,11 +118,15 @@ class Store:
         self.size -= at.shape[0]
         return found
 
-    def last(self, count: int) -> Subproblems:
-        """Remove the ``count`` with the greatest bounds."""
+    def used(self) -> Tensor:
+        """The slots that are not free, in order."""
         taken = torch.ones_like(self.slots.task, dtype=torch.bool)
         taken[self.free] = False
-        used = taken.nonzero().flatten()
+        return taken.nonzero().flatten()
+
+    def last(self, count: int) -> Subproblems:
+        """Remove the ``count`` with the greatest bounds."""
+        used = self.used()
         return self.take(used[torch.topk(self.slots.bound[used], count, sorted=False).indices])
 
     def _grow(self, count: int) -> None:
@@ -167,6 +175,10 @@ class Frontier:
     def share(self) -> Tensor:
         """The shares of all slots: 0 where one is free."""
         return torch.cat([self.warm.slots.share, self.cold.slots.share])
+
+    def bare(self) -> Subproblems:
+        """All of them, which stay where they are, without what they inherit."""
+        return Subproblems.cat([store.slots.bare().take(store.used()) for store in (self.warm, self.cold)])
 
     def push(self, new: Subproblems) -> None:
         """Add subproblems; above the limit, those with the greatest bounds forget what they inherited."""

@@ -13,8 +13,8 @@ all of ACAS Xu where the parts lose instances.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -50,6 +50,15 @@ class InputState:
         """Whether no box is left that could be bounded again."""
         return self.frontier.size == 0
 
+    def tensors(self) -> dict[str, Tensor]:
+        """By name. What boxes inherit is left out: it is large, and bounding a box from itself alone costs little."""
+        return {
+            **{f"open.{name}": values for name, values in self.frontier.bare().tensors().items()},
+            **{f"stuck.{name}": values for name, values in self.stuck.tensors().items()},
+            "tally": self.tally.tensor(),
+            "seen": torch.tensor(self.seen),
+        }
+
 
 class InputSplit:
     """The search as a value: what it works on (problem, plans from coarse to fine) and how.
@@ -76,12 +85,21 @@ class InputSplit:
     def start(self) -> InputState:
         """Nothing is bounded yet."""
         boxes = self.bounds.start()
-        return self.resume(boxes, boxes.take(boxes.task[:0]), Tally(), boxes.size)
+        return InputState(self._frontier(boxes), boxes.take(boxes.task[:0]), Tally(), boxes.size)
 
-    def resume(self, open_: Subproblems, stuck: Subproblems, tally: Tally, seen: int) -> InputState:
-        """A state with the given boxes, whatever they inherit."""
-        frontier = Frontier(open_, self.bounds.inherited, self.plans[0].dtype, self.options.memory)
-        return InputState(frontier, stuck, tally, seen)
+    def restore(self, saved: Mapping[str, Tensor]) -> InputState:
+        """The state with these ``tensors``, which another search over the same query has named."""
+        device = self.problem.box.device
+
+        def boxes(which: str) -> Subproblems:
+            own = [f.name for f in fields(Subproblems) if f.name != "inherited"]
+            return Subproblems(**{name: saved[f"{which}.{name}"].to(device) for name in own}, inherited={})
+
+        frontier = self._frontier(boxes("open"))
+        return InputState(frontier, boxes("stuck"), Tally.restored(saved["tally"]), int(saved["seen"]))
+
+    def _frontier(self, first: Subproblems) -> Frontier:
+        return Frontier(first, self.bounds.inherited, self.plans[0].dtype, self.options.memory)
 
     def step(self, state: InputState) -> tuple[InputState, Step]:
         """Bound the boxes with the least bounds; clip and bisect those that stay open. Uses up ``state``."""

@@ -8,6 +8,7 @@ number.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -183,6 +184,16 @@ class Tally:
         least, upper = min(self.least_margin, least_margin), min(self.upper_bound, value)
         return Tally(self.refuted + refuted, least, upper)
 
+    def tensor(self) -> Tensor:
+        """``[3]`` float64."""
+        return torch.tensor([self.refuted, self.least_margin, self.upper_bound], dtype=torch.float64)
+
+    @staticmethod
+    def restored(values: Tensor) -> Tally:
+        """From ``tensor``."""
+        refuted, least, upper = values.tolist()
+        return Tally(int(refuted), least, upper)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
@@ -223,11 +234,16 @@ class Step:
         )
 
 
+class Misfit(ValueError):
+    """What was saved of a search does not fit what is found here."""
+
+
 class SearchState(Protocol):
-    """Where a search stands."""
+    """Where a search stands; ``tensors``: the same by name, for a search over the same task to ``restore``."""
 
     @property
     def finished(self) -> bool: ...
+    def tensors(self) -> dict[str, Tensor]: ...
 
 
 S = TypeVar("S", bound=SearchState)
@@ -237,6 +253,7 @@ class Search(Protocol[S]):
     """Branch and bound of any kind, a round at a time."""
 
     def start(self) -> S: ...
+    def restore(self, saved: Mapping[str, Tensor]) -> S: ...
     def step(self, state: S) -> tuple[S, Step]: ...
 
 

@@ -20,10 +20,11 @@ from bounds.box import Box
 from bounds.concretize import concretize
 from bounds.kept import Kept, crowned, reproved
 from bounds.layouts import Owner
+from bounds.ops.base import Interval
 from bounds.plan import Plan
 from bounds.propagate import crown, propagate
 from bounds.reach import reached, within
-from verifier.branch.problem import Literals, OpenTask, Problem, outward
+from verifier.branch.problem import Literals, Misfit, OpenTask, Problem, outward
 from verifier.errors import InternalError
 from verifier.query import Query
 
@@ -125,6 +126,24 @@ def refined(problem: Problem, exact: Plan, task: int, kept: Mapping[tuple[int, i
         inherited = {i: state.bounds[i] for i in exact.watched}
         state, _ = propagate(exact, boxes, inherited=inherited, tighten=within(reproved(second), reach))
     return state
+
+
+def watched(plan: Plan, task: OpenTask) -> dict[int, Interval]:
+    """The proven bounds of a task that ``recall`` needs."""
+    assert task.state is not None
+    return {node: task.state.bounds[node] for node in plan.watched}
+
+
+def recall(problem: Problem, exact: Plan, open_: OpenTask, bounds: Mapping[int, Interval]) -> OpenTask:
+    """The task with the state of its box that proven ``bounds`` of watched nodes give. Raises ``Misfit`` where they
+    are of another shape, or other neurons are unstable than by these bounds alone."""
+    boxes = _boxes(problem, exact, torch.tensor([open_.task], device=exact.device))
+    state, _ = propagate(exact, boxes, inherited=bounds)
+    for node in exact.watched:
+        ends = (state.bounds[node], bounds[node])
+        if not torch.equal(*((low < 0) & (high > 0) for low, high in ends)):
+            raise Misfit(f"other neurons of node {node} are unstable here")
+    return replace(open_, state=state)
 
 
 def real_status(query: Query, exact: Plan, point: np.ndarray, clause: int) -> Literal["violated", "holds", "open"]:

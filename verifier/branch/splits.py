@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -62,6 +62,10 @@ class Splits:
             torch.cat([p.share for p in parts]),
             torch.cat([p.next for p in parts]),
         )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def pop(self, count: int) -> tuple[Splits, Splits]:
         """``(the count with the least bounds, the rest)``."""

@@ -46,6 +46,8 @@ def add_parser(commands: Any) -> None:
                         "of the plain answer")
     parser.add_argument("--serialise-assignments", "--assignments", type=Path, metavar="FOLDER", dest="assignments",
                         help="write a counterexample as one NAME.pb (TensorProto) a variable")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="write the state of the search to FILE every "
+                        "10 seconds and at the time limit, and go on from it where it is there; removed when decided")
     parser.add_argument("--explain", action="store_true", help="say on stderr what was chosen for this query and why, "
                         "and at the end when each stage began")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write what is needed to prove unsat again, leaf "
@@ -60,6 +62,9 @@ def run(arguments: argparse.Namespace, session: Session | None = None) -> int:
     task = build_task(arguments)
     options.output_file(arguments.json, "--json")
     options.output_file(arguments.record, "--record")
+    options.output_file(arguments.checkpoint, "--checkpoint")
+    if arguments.checkpoint is not None and arguments.record is not None:
+        raise InputError("--record wants one run from its beginning: give --record or --checkpoint, not both")
     if arguments.explain and arguments.quiet:
         raise InputError("--explain and --quiet contradict each other: give one of them")
     session = session or Session(echo=arguments.verbose)
@@ -72,6 +77,7 @@ def run(arguments: argparse.Namespace, session: Session | None = None) -> int:
         verbose=arguments.verbose,
         explain=arguments.explain,
         record=_absolute(arguments.record),
+        checkpoint=_absolute(arguments.checkpoint),
     )
     with Display(choose_mode(arguments.quiet)) as display:
         outcome, interrupted = session.wait(job, request, _Watcher(display))
