@@ -1,10 +1,10 @@
 """An input split proved again from its record, round by round from the whole boxes down.
 
-Of the record only this is believed: which boxes were bounded together, by which passes, and where they were cut. Every bound
-is computed here, those that children inherit too. A box is done when each of its clauses is refuted; where it is said
-to be open, each clause that is not refuted must live on in a box that contains all that the recomputed lines leave of
-it. (The search leaves ``CLIP_MARGIN`` more, so that the last bits of another machine do not matter.) Bisections share
-their cut by construction, and at the end no box may wait.
+Of the record only this is believed: which boxes were bounded together, by which passes, and where they were cut. Every
+bound is computed here, those that children inherit too. A box is done when each of its clauses is refuted; where it is
+said to be open, each clause that is not refuted must live on in a box that contains all that the recomputed lines leave
+of it. (The search leaves ``CLIP_MARGIN`` more, so that the last bits of another machine do not matter.) Bisections
+share their cut by construction, and at the end no box may wait.
 """
 
 from __future__ import annotations
