@@ -65,17 +65,17 @@ def fresh(instance: Instance, row: Row, record: Path) -> Line:
     """Look at one record in a process of its own."""
     nothing = {"proved": False, "leaves": 0, "reproved": 0, "failed": 1, "size": 0, "seconds": 0.0}
     if not record.is_file():
-        return Line(*instance.key, **nothing, run=float(row.time), reason="there is no record")
+        return Line(*instance.key, **nothing, run=float(row.seconds), reason="there is no record")
     networks = [f"{name}={path}" for name, path in instance.networks]
     command = [sys.executable, "-P", "-m", "benchmarks.recheck", "--one", *networks, str(instance.query), str(record)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
-        return Line(*instance.key, **nothing, run=float(row.time), reason=f"exit code {done.returncode}: {last}")
+        return Line(*instance.key, **nothing, run=float(row.seconds), reason=f"exit code {done.returncode}: {last}")
     found = json.loads(done.stdout)
     reason = "; ".join(found.pop("failures"))
-    return Line(*instance.key, found.pop("proved"), *found.values(), run=float(row.time), reason=reason)
+    return Line(*instance.key, found.pop("proved"), *found.values(), run=float(row.seconds), reason=reason)
 
 
 def known(path: Path, records: Path) -> dict[tuple[str, str, str], Line]:

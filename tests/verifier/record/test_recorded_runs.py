@@ -1,0 +1,150 @@
+"""Runs from the front door: a record where the answer is unsat, none where it is another; all records of a table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+import verifier
+from verifier.record.frames import read_frames
+from verifier.record.recheck import recheck
+from verifier.record.writer import Recorder
+
+BOX = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)" + "".join(
+    f"(assert (>= X_{i} -1))(assert (<= X_{i} 1))" for i in range(2)
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random network of two inputs, one output and two layers of ReLUs; its least value is above -10."""
+    rng = np.random.default_rng(0)
+    shapes = ((2, 10), (10, 10), (10, 1))
+    weights = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32), f"w{k}") for k, s in enumerate(shapes)]
+    nodes = []
+    for k in range(3):
+        nodes.append(helper.make_node("MatMul", [f"r{k}", f"w{k}"], [f"h{k}" if k < 2 else "y"]))
+        if k < 2:
+            nodes.append(helper.make_node("Relu", [f"h{k}"], [f"r{k + 1}"]))
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [info("r0", TensorProto.FLOAT, [1, 2])], [info("y", TensorProto.FLOAT, [1, 1])], weights
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path_factory.mktemp("runs") / "net.onnx"
+    onnx.save(made, path)
+    return path
+
+
+def least(model: Path) -> float:
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(model, providers=["CPUExecutionProvider"])
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 41)] * 2), -1).reshape(-1, 1, 2).astype(np.float32)
+    return min(float(session.run(None, {"r0": x})[0].min()) for x in grid)
+
+
+def asked(model: Path, bound: str) -> Path:
+    path = model.parent / f"below{bound}.vnnlib"
+    path.write_text(BOX + f"(assert (<= Y_0 {bound}))")
+    return path
+
+
+def test_unsat_leaves_a_record_and_sat_does_not(model: Path, tmp_path: Path) -> None:
+    record, bottom = tmp_path / "r", least(model)
+    holds = verifier.read(model, asked(model, f"{bottom - 0.1:.3f}"))
+    verdict = verifier.verify(holds, timeout=60, record=record)
+    assert isinstance(verdict, verifier.Verified) and verdict.record == str(record)
+    report = recheck(holds, record)
+    assert report.proved and report.leaves > 4, report.failures
+    same = verifier.verify(holds, timeout=60)
+    assert isinstance(same, verifier.Verified) and same.record is None
+    assert (same.margin, same.subproblems) == (verdict.margin, verdict.subproblems)
+    violated = verifier.read(model, asked(model, f"{bottom + 0.1:.3f}"))
+    assert isinstance(verifier.verify(violated, timeout=60, record=record), verifier.Violated)
+    assert not record.exists()
+    assert verifier.verify(holds, timeout=0.0, record=record).word == "timeout"
+    assert not record.exists()
+
+
+def test_a_property_that_asks_nothing(model: Path, tmp_path: Path) -> None:
+    """An empty box: what is proven is proven by reading, and the record says no more than that."""
+    path = tmp_path / "empty.vnnlib"
+    path.write_text(BOX + "(assert (>= X_0 2))(assert (<= Y_0 0))")
+    query = verifier.read(model, path)
+    verdict = verifier.verify(query, record=tmp_path / "r")
+    assert isinstance(verdict, verifier.Verified) and verdict.stage == "property"
+    report = recheck(query, tmp_path / "r")
+    assert report.proved and report.leaves == 0
+    assert not recheck(verifier.read(model, asked(model, "0")), tmp_path / "r").proved
+
+
+def test_places_that_cannot_be_written(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(verifier.InputError, match="No such file"):
+        verifier.verify(model, asked(model, "-10"), record=tmp_path / "missing" / "r")
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("verifier.record.writer.write_frame", full)
+    verdict = verifier.verify(model, asked(model, "-10"), record=tmp_path / "r")
+    assert isinstance(verdict, verifier.Verified) and verdict.record is None
+    assert any("No space left" in note for note in verdict.notes) and not (tmp_path / "r").exists()
+
+
+def test_a_run_that_ends_in_an_error_leaves_nothing(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "r", {})
+    with pytest.raises(ZeroDivisionError), recorder:  # noqa: PT012 - what ends the run is within both
+        recorder.write("some", {"a": torch.zeros(1 << 16)})
+        assert [f.kind for f in read_frames(tmp_path / "r")] in (["about"], ["about", "some"])
+        raise ZeroDivisionError
+    assert not (tmp_path / "r").exists()
+
+
+def test_every_unsat_of_a_table(
+    model: Path,
+    tmp_path: Path,
+    program: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from verifier.cli import main
+
+    bottom, folder = least(model), tmp_path / "some"
+    folder.mkdir()
+    (folder / "net.onnx").write_bytes(model.read_bytes())
+    lines = []
+    for name, bound in (("a", bottom - 0.1), ("b", bottom + 0.1)):
+        (folder / f"{name}.vnnlib").write_text(BOX + f"(assert (<= Y_0 {bound:.3f}))")
+        lines.append(f"net.onnx,{name}.vnnlib,60\n")
+    (folder / "instances.csv").write_text("".join(lines))
+    table, records = tmp_path / "t.csv", tmp_path / "records"
+    assert main(["bench", str(folder), "--out", str(table), "--record-dir", str(records), "-q"]) == 0
+    with table.open() as file:
+        assert [row["result"] for row in csv.DictReader(file)] == ["unsat", "sat"]
+    (record,) = (records / "some").iterdir()
+    assert record.name == "net_a.record"
+    capsys.readouterr()
+    arguments = ["recheck", str(table), str(folder), str(records)]
+
+    def again() -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", arguments)
+        code = program("recheck").main()
+        return code, "".join(capsys.readouterr())
+
+    code, said = again()
+    assert code == 0 and said.splitlines()[-1].split()[:2] == ["all", "1"]
+    record.write_bytes(record.read_bytes()[:-1])
+    code, said = again()
+    assert code == 1 and "no end" in said
+    record.unlink()
+    code, said = again()
+    assert code == 1 and "there is no record" in said
