@@ -6,7 +6,7 @@ of the box forward through the *selected* lines (lower where the coefficient A w
 negative); with the values z of that pass
 
     d bound / d p = A+ (d lower line / d p at z)  or  A- (d upper line / d p at z)
-    d bound / d beta_j = -sign_j z_j              d bound / d lambda_k = g_k - rhs_k
+    d bound / d beta_j = -sign_j (z_j - point_j)  d bound / d lambda_k = g_k - rhs_k
 
 (the envelope theorem; for the lower slope of a ReLU the first is ``A+ z``). The same pass gives branching scores and a
 point to try as a counterexample. The bound is not concave in the lines of several layers together, so the best iterate
@@ -125,11 +125,11 @@ class DualRows(Slope):
                 if values is not None and side is not None:
                     add(node, kind, values, side.least, side.greatest)
         for node, values in start.betas.items():
-            add(node, 2, values, torch.zeros_like(values), torch.full_like(values, torch.inf))
+            add(node, 2, values, *dual.beta_range(node, values))
         ones = torch.ones_like(start.weights)
         low, high = torch.cat([*least, 0 * ones], 1), torch.cat([*greatest, ones], 1)
         point = torch.cat([*pieces, start.weights], 1)
-        scale = torch.where(torch.isinf(high), 1.0, high - low).clamp(min=0)
+        scale = torch.where(torch.isinf(high - low), 1.0, high - low).clamp(min=0)
         for part in parts:
             op = dual.plan.graph.nodes[part.node].op
             if part.kind < 2 and isinstance(op, Nonlinear) and not op.through_origin:
@@ -166,7 +166,10 @@ class DualRows(Slope):
         sides = {n: self._sides(n, pair, lines.trace.get(n), values) for n, pair in chosen.slopes.items()}
         found = []
         for part in self.parts:
-            piece = -dual.signs[part.node] * values[part.node] if part.kind == 2 else sides[part.node][part.kind]
+            if part.kind == 2:
+                found.append(flat(dual.rise(part.node, values[part.node], chosen.betas[part.node])))
+                continue
+            piece = sides[part.node][part.kind]
             assert piece is not None
             found.append(flat(piece))
         target = values[dual.target].unsqueeze(1)

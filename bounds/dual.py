@@ -9,7 +9,7 @@ clause's literals. A ``Dual`` is such a problem, ``Multipliers`` are one choice,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from bounds.box import Box
 from bounds.concretize import concretize
 from bounds.interval import relaxed_charge
 from bounds.layouts import Owner
-from bounds.ops.base import Freedom, Line, Nonlinear, Parameters, Relaxation
+from bounds.ops.base import Freedom, Interval, Line, Nonlinear, Parameters, Relaxation
 from bounds.plan import Plan
 from bounds.propagate import relax
 
@@ -57,8 +57,9 @@ Slopes = Mapping[int, Parameters]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Multipliers:
-    """What the ascent varies, row by row: ``slopes`` of relaxed nodes, ``betas[node]`` ``[R, *shape]`` (>= 0) of split
-    pre-activations (keyed by the pre-activation), ``weights`` ``[R, L]``."""
+    """What the ascent varies, row by row: ``slopes`` of relaxed nodes, ``betas[node]`` ``[R, *shape]`` of split
+    pre-activations (keyed by the pre-activation; >= 0, but of either sign where it has ``Dual.halves``), ``weights``
+    ``[R, L]``."""
 
     slopes: Slopes
     betas: Mapping[int, Tensor]
@@ -83,7 +84,10 @@ def each(pair: Parameters, change: Callable[[Tensor], Tensor]) -> Parameters:
 class Dual:
     """A bounding problem whose multipliers are free: R objectives at ``target`` over a state with one box per row.
 
-    ``signs[node]`` ``[R, *shape]`` in {-1, 0, 1} says on which side of 0 a pre-activation is split.
+    ``signs[node]`` ``[R, *shape]`` in {-1, 0, 1} says on which side of 0 a pre-activation is split. ``halves[node]``
+    are half-spaces at any points, ``low <= node <= high`` (infinite where there is none): of two multipliers at one
+    element one is 0 at the best choice, so one number says both, the one of ``low`` if positive, else minus that of
+    ``high``.
     """
 
     plan: Plan
@@ -91,13 +95,43 @@ class Dual:
     target: int
     objective: Objective
     signs: Mapping[int, Tensor]
+    halves: Mapping[int, Interval] = field(default_factory=dict)
 
     def take(self, index: Tensor) -> Dual:
         """Some of the rows."""
         whole = self.objective
         objective = Objective(whole.rows[index], whole.rhs[index], whole.weights[index])
         signs = {node: sign[index] for node, sign in self.signs.items()}
-        return replace(self, state=by_rows(self.plan, self.state, index), objective=objective, signs=signs)
+        halves = {node: (low[index], high[index]) for node, (low, high) in self.halves.items()}
+        state = by_rows(self.plan, self.state, index)
+        return replace(self, state=state, objective=objective, signs=signs, halves=halves)
+
+    def beta_range(self, node: int, betas: Tensor) -> Interval:
+        """The least and the greatest multiplier of each half-space of a node."""
+        low, high = torch.zeros_like(betas), torch.full_like(betas, torch.inf)
+        if node not in self.halves:
+            return low, high
+        first, last = self.halves[node]
+        return torch.where(last < torch.inf, -torch.inf, low), torch.where(first > -torch.inf, high, 0.0)
+
+    def rise(self, node: int, values: Tensor, betas: Tensor) -> Tensor:
+        """The bound's derivatives by the multipliers of a node, for its values at the minimising corner; where a
+        multiplier of two is 0, towards the half-space that the value lies outside of."""
+        if node not in self.halves:
+            return -self.signs[node] * values
+        low, high = self.halves[node]
+        nearest = torch.minimum(torch.maximum(values, low), high)
+        return torch.where(betas > 0, low, torch.where(betas < 0, high, nearest)) - values
+
+    def splits(self, betas: Mapping[int, Tensor]) -> dict[int, Split]:
+        """The half-spaces with these multipliers."""
+        found = {node: Split(betas[node] * sign) for node, sign in self.signs.items()}
+        for node, (low, high) in self.halves.items():
+            least, greatest = self.beta_range(node, betas[node])
+            signed = torch.minimum(torch.maximum(betas[node], least), greatest)
+            point = torch.where(signed > 0, low, torch.where(signed < 0, high, 0.0))
+            found[node] = Split(signed, point)
+        return found
 
 
 def evaluate(dual: Dual, multipliers: Multipliers, lined: State | None = None) -> tuple[LinearBounds, Tensor]:
@@ -111,7 +145,7 @@ def evaluate(dual: Dual, multipliers: Multipliers, lined: State | None = None) -
     objective = replace(dual.objective, weights=multipliers.weights)
     rows, rhs = objective.combined()
     state = with_slopes(plan, dual.state, multipliers.slopes) if lined is None else lined
-    state = replace(state, splits={node: Split(multipliers.betas[node] * sign) for node, sign in dual.signs.items()})
+    state = replace(state, splits=dual.splits(multipliers.betas))
     lines = backward(plan, state, target, rows, Owner(None, rows.shape[0], 1), trace=True)
     bound = concretize(plan, lines, state.box, state.ball) - rhs
     if plan.rounding is not None:

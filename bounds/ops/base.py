@@ -265,6 +265,14 @@ class Nonlinear(Op):
         """Upper bound of the number of products that ``along`` and ``across`` sum into one element."""
         return 2
 
+    def split_point(self, low: Tensor, high: Tensor) -> Tensor:
+        """Where an operand between ``low`` and ``high`` (finite, of any shape) is best split in two; NaN where nothing
+        is gained. Here: in the middle.
+
+        Any point is sound as long as both children have it.
+        """
+        return torch.where(high > low, low / 2 + high / 2, torch.nan)
+
     @abstractmethod
     def loose(self, low: Tensor, high: Tensor, *others: Tensor) -> Tensor:
         """Which elements gain from better bounds of an operand in ``[low, high]``: bool, like ``low``.

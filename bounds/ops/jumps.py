@@ -38,6 +38,9 @@ from bounds.ops.base import (
 )
 from bounds.rounding import Rounding
 
+NEAR_JUMP = 1 / 64
+"""Where a jump lies at an end, so much of the width around it is split off."""
+
 STEEPEST = 8.0
 """The steepest slope that is of use, in rises of the function over the width of the interval."""
 
@@ -100,6 +103,15 @@ class Jumping(Nonlinear):
     def derivatives(self, operands: Sequence[Interval], rounding: Rounding | None) -> tuple[Interval, ...]:
         """Raises ``NoDerivativeError``."""
         raise NoDerivativeError(f"{type(self).__name__} has jumps, where no derivative is bounded")
+
+    def split_point(self, low: Tensor, high: Tensor) -> Tensor:
+        """A jump inside, the last one before the middle if there is one; where a jump is an end, a place near it: what
+        is left there is small, and the rest constant."""
+        middle, width = low / 2 + high / 2, high - low
+        first, before = self.jumps(low, high)[0], self.jumps(low, middle)[-1]
+        at_low, at_high = self.sides(low)[1] != self.forward(low), self.sides(high)[0] != self.forward(high)
+        aside = torch.where(at_low, low + width * NEAR_JUMP, torch.where(at_high, high - width * NEAR_JUMP, torch.nan))
+        return torch.where(before > low, before, torch.where(first > low, first, aside))
 
     def loose(self, low: Tensor, high: Tensor, *others: Tensor) -> Tensor:
         """Where the function is not constant."""

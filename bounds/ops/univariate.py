@@ -19,6 +19,9 @@ from torch import Tensor
 from bounds.ops.base import Freedom, Interval, Line, NoDerivativeError, Nonlinear, Parameters, Relaxation, Shape
 from bounds.rounding import Rounding
 
+_POINTS = 7
+"""Points looked at in each of two rounds when a split is chosen; the second is around the best of the first."""
+
 
 class Univariate(Nonlinear):
     """``f(x)`` elementwise; further operands are parameters (constants without N).
@@ -177,6 +180,25 @@ class Univariate(Nonlinear):
         """``(least f', greatest f')`` on ``[low, high]``, with ``rounding`` rounded outward; see ``derivatives``."""
         raise NoDerivativeError(f"bounds of the derivative of {type(self).__name__} are not available")
 
+    def split_point(self, low: Tensor, high: Tensor) -> Tensor:
+        """Of some points the one that leaves the least area between the lines of both parts."""
+        left, right = low, high
+        best = low / 2 + high / 2
+        for _ in range(2):
+            points = [torch.lerp(left, right, k / (_POINTS + 1)) for k in range(1, _POINTS + 1)]
+            areas = torch.stack([self._area(low, p) + self._area(p, high) for p in points])
+            where = torch.nan_to_num(areas, torch.inf).argmin(0, keepdim=True)
+            best = torch.stack(points).gather(0, where)[0]
+            step = (right - left) / (_POINTS + 1)
+            left, right = best - step, best + step
+        return torch.where((low < best) & (best < high), best, torch.nan)
+
+    def _area(self, low: Tensor, high: Tensor) -> Tensor:
+        """Between the lines: their distance in the middle times the width."""
+        lines, middle = self.relaxation([(low, high)], None), low / 2 + high / 2
+        below, above = (line.slopes[0] * middle + line.offset for line in (lines.lower[0], lines.upper[0]))
+        return (above - below) * (high - low)
+
     def loose(self, low: Tensor, high: Tensor, *others: Tensor) -> Tensor:
         return high > low
 
@@ -224,6 +246,14 @@ class PiecewiseLinear(Univariate):
         width = high - low
         rise = self.forward(high, *parameters) - self.forward(low, *parameters)
         return torch.where(width > 0, rise / torch.where(width > 0, width, torch.ones_like(width)), 0.0)
+
+    def split_point(self, low: Tensor, high: Tensor) -> Tensor:
+        """The kink that is nearest to the middle."""
+        best, middle = torch.full_like(low, torch.nan), low / 2 + high / 2
+        for kink in self.kinks():
+            nearer = best.isnan() | ((middle - kink).abs() < (middle - best).abs())
+            best = torch.where((low < kink) & (high > kink) & nearer, kink, best)
+        return best
 
     def loose(self, low: Tensor, high: Tensor, *parameters: Tensor) -> Tensor:
         result = torch.zeros_like(low, dtype=torch.bool)

@@ -108,7 +108,7 @@ def errors_not_charged(patch: Patch) -> None:
 
 def beta_with_the_wrong_sign(patch: Patch) -> None:
     """Half-spaces that point away from the subproblem."""
-    wrap(patch, bounds.dual, "Split", lambda f, signed: f(-signed))
+    wrap(patch, bounds.dual, "Split", lambda f, signed, point=None: f(-signed, point))
 
     def change(original: Callable[..., Tensor], self: DualRows) -> Tensor:
         gradient = original(self)

@@ -1,6 +1,7 @@
 """Branch and bound over the signs of pre-activations, for networks with many varying inputs.
 
-A subproblem says of some unstable ReLUs on which side of 0 their pre-activation lies. Intermediate bounds are those
+A subproblem says of some unstable ReLUs on which side of 0 their pre-activation lies (with other operators: between
+which points what they read lies, ``point_splits.py``, ``point_scores.py``). Intermediate bounds are those
 of the root (which hold everywhere), clamped at the splits; the half-spaces themselves enter the bound through
 multipliers (beta-CROWN, Wang et al., NeurIPS 2021), which ascend together with the slopes, starting from the
 parent's. Search runs in float32 without error terms; a subproblem counts as refuted after one walk in float64 with
@@ -23,6 +24,8 @@ from bounds.dual import initial
 from bounds.plan import Plan
 from verifier.attacks.starts import Starts
 from verifier.branch.bounding import Bounded, Bounding, lower
+from verifier.branch.point_scores import aimed
+from verifier.branch.point_splits import in_16_bits
 from verifier.branch.positions import Positions
 from verifier.branch.problem import Literals, Misfit, OpenTask, Problem, Step, Tally
 from verifier.branch.scores import chosen
@@ -79,12 +82,18 @@ class ActivationSplit:
         threshold = literals.threshold[0][task.alive]
         self.present = torch.isfinite(threshold)
         rows = problem.rows(literals.columns, exact)[literals.place[0][task.alive]]
+        rhs = torch.where(self.present, threshold, 0.0)
+        self.bounding = Bounding.of(plans, self.positions, rows * self.present.unsqueeze(-1), rhs)
+        self.plain = self._plain()
+
+    def _plain(self) -> Tensor:
+        """``[1, P]``: the parameters of the root's own lines."""
+        if self.bounding.points is not None:
+            return in_16_bits(self.bounding.points.plain).unsqueeze(0)
         none = torch.zeros((1, self.positions.count), dtype=torch.int8, device=self.rough.device)
         lines = initial(self.rough, self.positions.state(self.rough, none))
         slopes = {p.before: lower(lines[p.relus[0]]) for p in self.positions.places}
-        self.plain = self.positions.gather(slopes, none).to(torch.float16)
-        rhs = torch.where(self.present, threshold, 0.0)
-        self.bounding = Bounding.of(plans, self.positions, rows * self.present.unsqueeze(-1), rhs)
+        return self.positions.gather(slopes, none).to(torch.float16)
 
     def start(self) -> SplitState:
         """The clauses at the root, not bounded yet."""
@@ -128,15 +137,19 @@ class ActivationSplit:
         count, size = self.clauses.shape[0], self.positions.count
         device = self.rough.device
         none = torch.zeros((1, size), dtype=torch.int8, device=device)
+        far = torch.full((count, size if self.positions.points else 0), torch.inf, device=device)
         return Splits(
             torch.arange(count, device=device),
             none.expand(count, size),
-            self.plain.expand(count, size),
+            self.plain.expand(count, self.plain.shape[1]),
             torch.zeros((count, size), dtype=torch.float16, device=device),
             self.present.double() / self.present.sum(1, keepdim=True).clamp(min=1),
             torch.full((count,), -torch.inf, dtype=torch.float64, device=device),
             torch.full((count,), 1 / max(1, count), dtype=torch.float64, device=device),
             torch.zeros(count, dtype=torch.int64, device=device),
+            -far,
+            far,
+            torch.zeros(count, device=device),
         )
 
     def _sift(self, batch: Splits, steps: int) -> _Sifted:
@@ -169,13 +182,13 @@ class ActivationSplit:
 
     def _remember(self, batch: Splits, found: Bounded) -> Splits:
         """Open subproblems with their multipliers stored and the next split chosen (-1: nothing left to split)."""
-        kept = replace(
-            batch,
-            slopes=found.slopes.clamp(0, 1).to(torch.float16),
-            betas=found.betas.clamp(0, 6e4).to(torch.float16),
-            weights=found.weights.double(),
-            bound=torch.maximum(batch.bound, found.bound.double()),
-        )
+        kept = replace(batch, weights=found.weights.double(), bound=torch.maximum(batch.bound, found.bound.double()))
+        if self.bounding.points is not None:  # what only the search calls empty stays open, but comes last
+            slopes, betas = in_16_bits(found.slopes), in_16_bits(found.betas)
+            kept = replace(kept, slopes=slopes, betas=betas, bound=kept.bound.clamp(max=0))
+            return aimed(self.bounding.points, self.rough, kept, self.options.candidates)
+        slopes, betas = found.slopes.clamp(0, 1).to(torch.float16), found.betas.clamp(0, 6e4).to(torch.float16)
+        kept = replace(kept, slopes=slopes, betas=betas)
         return replace(kept, next=chosen(self.bounding, kept, self.plain, self.options.candidates))
 
     def _points(self, corner: Tensor, clause: Tensor) -> Starts | None:

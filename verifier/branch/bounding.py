@@ -2,7 +2,8 @@
 walk with all error terms and the multipliers found.
 
 Where every relaxed operator is a ReLU and every clause one literal, the ascent works on the root's condensed network
-(``condensed_splits.py``); else on the whole graph.
+(``condensed_splits.py``); else on the whole graph. Where other operators are relaxed, splits are at points
+(``point_splits.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bounds.ops.base import Parameters
 from bounds.plan import Plan
 from verifier.branch.condensed_splits import CondensedRoot
 from verifier.branch.leaf import multipliers
+from verifier.branch.point_splits import PointRoot
 from verifier.branch.positions import Positions
 from verifier.branch.splits import Splits
 
@@ -64,15 +66,23 @@ class Bounding:
     rows: Tensor
     rhs: Tensor
     condensed: CondensedRoot | None
+    points: PointRoot | None = None
 
     @staticmethod
     def of(plans: tuple[Plan, Plan], positions: Positions, rows: Tensor, rhs: Tensor) -> Bounding:
         """``plans``: for search and for proof."""
+        if positions.points:
+            return Bounding(*plans, positions, rows, rhs, None, PointRoot.of(plans[0], positions, rows, rhs))
         root = CondensedRoot.of(plans[0], positions, rows[:, 0], rhs[:, 0]) if rows.shape[1] == 1 else None
         return Bounding(*plans, positions, rows, rhs, root)
 
     def ascended(self, batch: Splits, steps: int) -> Bounded:
         """At most ``steps`` steps from the stored multipliers."""
+        if self.points is not None:
+            parts = self.points.ascended(self.rough, batch, steps, RATE)
+            tensors = ((p.bound, p.slopes, p.betas, p.weights, p.corner) for p in parts)
+            bound, slopes, betas, weights, corner = (torch.cat(t) for t in zip(*tensors, strict=True))
+            return Bounded(bound, slopes, betas, weights, {}, corner, {})
         if self.condensed is None:
             return self._over_graph(batch, steps)
         rows, count = self.condensed.rows(batch.clause, batch.signs), self.positions.count
@@ -149,6 +159,8 @@ class Bounding:
 
     def decided(self, batch: Splits, found: Bounded) -> Tensor:
         """``[K]``: lower bounds that hold in exact arithmetic, from one walk with the multipliers found."""
+        if self.points is not None:
+            return self.points.decided(self.exact, batch, found.slopes, found.betas, found.weights)
         dual = self._dual(batch, self.exact)
         chosen = self._multipliers(dual, batch.signs, found.slopes, found.betas)
         others = {n: each(pair, lambda s: s.to(self.exact.dtype)) for n, pair in found.others.items()}

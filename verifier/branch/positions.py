@@ -1,6 +1,8 @@
 """The unstable neurons of one box, numbered through, and the states that splits of them lead to.
 
-Position u of U stands for one element of one pre-activation; a subproblem is then a row of signs ``[U]``.
+Position u of U stands for one element of one pre-activation. Where all that is relaxed is ReLUs, a subproblem is a row
+of signs ``[U]``; else every element that any operator's lines lose something on is a position, and a subproblem says
+between which points it lies (GenBaB: Shi et al., TACAS 2025).
 """
 
 from __future__ import annotations
@@ -17,13 +19,16 @@ from bounds.layouts import flat
 from bounds.ops.base import Interval, Line, Relaxation
 from bounds.ops.relu import Relu
 from bounds.plan import Plan
-from bounds.propagate import relax
+from bounds.propagate import loose, propagate, relax
+
+LEAST_WIDTH = 1e-5
+"""Intervals are not split any more that are narrower than this, as a share of their numbers (and of 1)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """The positions of one pre-activation ``before``: the ReLUs that read it, their ``columns`` of U, and the flat
-    ``elements`` they stand for."""
+    """The positions of one pre-activation ``before``: the ReLUs that read it (none where ``Positions.points``), their
+    ``columns`` of U, and the flat ``elements`` they stand for."""
 
     before: int
     relus: tuple[int, ...]
@@ -43,15 +48,19 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Positions:
-    """All places of a root state (proven bounds of one box), ``count`` positions together."""
+    """All places of a root state (proven bounds of one box), ``count`` positions together. ``points``: they may be
+    split at any point, not only at 0."""
 
     root: State
     places: tuple[Place, ...]
     count: int
+    points: bool = False
 
     @staticmethod
     def of(plan: Plan, root: State) -> Positions:
-        """The unstable ReLU inputs of the root's box."""
+        """The unstable ReLU inputs of the root's box; where anything else is relaxed, all that operators gain from."""
+        if not all(isinstance(plan.graph.nodes[n].op, Relu) for n in plan.relaxed):
+            return Positions.of_points(plan, root)
         places: list[Place] = []
         start = 0
         for before in plan.watched:
@@ -63,6 +72,19 @@ class Positions:
                 places.append(Place(before, relus, slice(start, start + elements.shape[0]), elements))
                 start += elements.shape[0]
         return Positions(root, tuple(places), start)
+
+    @staticmethod
+    def of_points(plan: Plan, root: State) -> Positions:
+        """All elements that some operator wants better bounds of."""
+        places: list[Place] = []
+        start = 0
+        for before in plan.watched:
+            wanted = loose(plan, root.bounds, before, root.bounds[before]) & wide(*root.bounds[before])
+            elements = wanted.flatten().nonzero().flatten()
+            if elements.shape[0]:
+                places.append(Place(before, (), slice(start, start + elements.shape[0]), elements))
+                start += elements.shape[0]
+        return Positions(root, tuple(places), start, points=True)
 
     def gather(self, values: Mapping[int, Tensor], like: Tensor) -> Tensor:
         """``[K, U]`` from ``[K, *shape]`` tensors by pre-activation (``like`` ``[K, ...]`` where U is 0)."""
@@ -103,6 +125,38 @@ class Positions:
         ends = (end.to(plan.dtype).expand(count, *end.shape[1:]) for end in (root.box.lower, root.box.upper))
         lines = {node: _spread(relaxation, count) for node, relaxation in relaxations.items()}
         return State(Box(*ends), bounds, lines, charges, root.sizes if exact else {}, root.floor.to(plan.dtype))
+
+    def between(self, plan: Plan, low: Tensor, high: Tensor) -> tuple[State, Tensor]:
+        """What is known where positions lie between ``low`` and ``high`` ``[K, U]``, one box per subproblem, and which
+        of them (``[K]`` bool) hold no input, because bounds contradict each other.
+
+        What follows from the splits is carried forward by intervals, within the root's bounds; an input that is split
+        shrinks the box.
+        """
+        root, count = self.root, low.shape[0]
+        known = {n: _expanded(root.bounds[n], plan, count) for n in plan.watched}
+        empty = torch.zeros(count, dtype=torch.bool, device=low.device)
+        for place in self.places:
+            ends = known[place.before]
+            below = torch.maximum(place.get(ends[0]), low[:, place.columns].to(plan.dtype))
+            above = torch.minimum(place.get(ends[1]), high[:, place.columns].to(plan.dtype))
+            empty |= (below > above).any(1)
+            below, above = torch.minimum(below, above), torch.maximum(below, above)
+            known[place.before] = place.put(ends[0], below), place.put(ends[1], above)
+        whole = _expanded((root.box.lower, root.box.upper), plan, count)
+        state, crossed = propagate(plan, Box(*known.get(plan.input, whole)), inherited=known)
+        return state, empty | crossed
+
+
+def _expanded(ends: Interval, plan: Plan, count: int) -> Interval:
+    """The interval of one box for each of ``count``."""
+    low, high = (end.to(plan.dtype).expand(count, *end.shape[1:]) for end in ends)
+    return low, high
+
+
+def wide(low: Tensor, high: Tensor) -> Tensor:
+    """Which intervals are wide enough to be split."""
+    return high - low > LEAST_WIDTH * (1 + torch.maximum(low.abs(), high.abs()))
 
 
 def _spread(relaxation: Relaxation, count: int) -> Relaxation:

@@ -78,16 +78,21 @@ def _best(scores: tuple[Tensor, Tensor], count: int) -> Tensor:
     return torch.cat([one, two.masked_fill(again, -1)], 1)
 
 
-def filtered(look: Look, batch: Splits, bound: Tensor, tried: Tensor, first: Tensor) -> Tensor:
+def filtered(
+    look: Look, batch: Splits, bound: Tensor, tried: Tensor, first: Tensor, points: Tensor | None = None
+) -> Tensor:
     """``[K]``: of the positions ``tried`` ``[K, T]`` (-1: none) the one whose children gain most over ``bound`` ``[K]``
-    by ``look``; ``first`` where there is none."""
+    by ``look``; ``first`` where there is none. ``points`` ``[K, T]``: where they would be split, if not at 0."""
     row, column = (tried >= 0).nonzero(as_tuple=True)
     if not row.shape[0]:
         return first
     pieces = []
     for part in torch.arange(row.shape[0], device=row.device).split(LOOKED_AT // 2):
         at = tried[row[part], column[part]]
-        pieces.append(look(children(replace(batch.take(row[part]), next=at))).reshape(2, -1))
+        parents = replace(batch.take(row[part]), next=at)
+        if points is not None:
+            parents = replace(parents, point=points[row[part], column[part]])
+        pieces.append(look(children(parents)).reshape(2, -1))
     missing = -bound[row].clamp(max=0)
     gains = (torch.cat(pieces, 1) - bound[row]).minimum(missing)
     value = gains.maximum(LEAST_GAIN * missing).prod(0)

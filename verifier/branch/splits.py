@@ -13,11 +13,16 @@ from verifier.branch.frontier import least
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Splits:
-    """K subproblems of one box over U positions (unstable ReLU inputs at the root).
+    """K subproblems of one box over U positions (unstable ReLU inputs at the root, or elements before any operators).
 
-    ``clause`` ``[K]``: row of the root's objective; ``signs`` ``[K, U]`` int8; ``slopes`` and ``betas`` ``[K, U]`` in
-    16 bits: a warm start (any values are sound); ``weights`` ``[K, L]``; ``bound, share`` ``[K]``;
+    ``clause`` ``[K]``: row of the root's objective; ``signs`` ``[K, U]`` int8; ``slopes`` ``[K, P]`` and ``betas``
+    ``[K, U]`` in 16 bits: a warm start (any values are sound); ``weights`` ``[K, L]``; ``bound, share`` ``[K]``;
     ``next`` ``[K]``: the position to split.
+
+    Where every split is one at 0, ``signs`` say all and P = U. Else these stay 0, and ``low, high`` ``[K, U]`` float32
+    (else ``[K, 0]``) are the points at which elements are split from below and above, infinite where they are not;
+    ``point`` ``[K]`` is that of the next split, ``slopes`` are P parameters of lines, and ``betas`` have either sign
+    (``bounds.dual.Dual``).
     """
 
     clause: Tensor
@@ -28,6 +33,9 @@ class Splits:
     bound: Tensor
     share: Tensor
     next: Tensor
+    low: Tensor
+    high: Tensor
+    point: Tensor
 
     @property
     def size(self) -> int:
@@ -45,6 +53,9 @@ class Splits:
             self.bound[index],
             self.share[index],
             self.next[index],
+            self.low[index],
+            self.high[index],
+            self.point[index],
         )
 
     @staticmethod
@@ -61,6 +72,9 @@ class Splits:
             torch.cat([p.bound for p in parts]),
             torch.cat([p.share for p in parts]),
             torch.cat([p.next for p in parts]),
+            torch.cat([p.low for p in parts]),
+            torch.cat([p.high for p in parts]),
+            torch.cat([p.point for p in parts]),
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -74,9 +88,14 @@ class Splits:
 
 
 def children(batch: Splits) -> Splits:
-    """Both sides of each parent's next position."""
-    at = batch.next.unsqueeze(1)
-    sides = []
+    """Both sides of each parent's next position; both contain the point itself."""
+    at, sides = batch.next.unsqueeze(1), []
+    if batch.low.shape[1]:
+        point = batch.point.unsqueeze(1)
+        above = batch.low.scatter(1, at, torch.maximum(batch.low.gather(1, at), point))
+        below = batch.high.scatter(1, at, torch.minimum(batch.high.gather(1, at), point))
+        share = batch.share / 2
+        return Splits.cat([replace(batch, low=above, share=share), replace(batch, high=below, share=share)])
     for side in (1, -1):
         signs = batch.signs.scatter(1, at, torch.full_like(at, side, dtype=torch.int8))
         sides.append(replace(batch, signs=signs, share=batch.share / 2))
