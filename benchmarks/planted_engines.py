@@ -6,20 +6,30 @@ An engine is a function of a query and a budget; to add one, write it and name i
 from __future__ import annotations
 
 import itertools
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 
 from bounds.plan import Plan, prepare
 from bounds.rounding import Rounding
+from verifier import checkpoint
 from verifier.branch.activation_split import ActivationSplit
 from verifier.branch.input_split import InputSplit
-from verifier.branch.problem import Problem, Step
+from verifier.branch.problem import Problem, S, Search, Step
 from verifier.branch.root import refine, screen
 from verifier.query import Query
-from verifier.strategy import AscentPlan, SplitPlan
+from verifier.record.recheck import recheck
+from verifier.record.writer import Recorder, about
+from verifier.strategy import AscentPlan, SplitPlan, choose, features
+
+
+class UnprovedError(AssertionError):
+    """An engine refuted a query, and the proof that it left behind is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,56 @@ def input_split_short_of_memory(query: Query, budget: Budget) -> bool:
     return _limited(InputSplit(Problem.of(query), plans, SplitPlan(batch=8, fill=4, memory=1 << 12)).run(), budget)
 
 
+def input_split_recorded(query: Query, budget: Budget) -> bool:
+    """Input splits that are recorded; what they refute is proved again from the record alone."""
+    options = SplitPlan(batch=64, fill=16)
+    plans = (_exact(query, torch.float32), _exact(query))
+    strategy = replace(choose(features(query)), split_inputs=True, input_split=options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "record"
+        with Recorder(path, about(query, strategy)) as recorder:
+            search = InputSplit(Problem.of(query), plans, options, write=recorder.write)
+            refuted = _limited(search.run(), budget)
+            recorder.finish()
+        if not refuted:
+            return False
+        report = recheck(query, path)
+        if not report.proved:
+            raise UnprovedError(f"a refutation that its record does not prove: {'; '.join(report.failures)}")
+        return True
+
+
+def _resumed(make: Callable[[], Search[S]], budget: Budget) -> bool:
+    """Like ``_limited``, with a search made anew each round that goes on from the last one's checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, state, step = Path(folder) / "state.npz", make().start(), None
+        for _ in range(budget.rounds):
+            if state.finished:
+                break
+            search = make()
+            checkpoint.write(path, {}, {name: values.numpy() for name, values in state.tensors().items()})
+            saved = checkpoint.read(path)[1]
+            state, step = search.step(search.restore({name: torch.from_numpy(a.copy()) for name, a in saved.items()}))
+        return step is None or step.open_subproblems == 0
+
+
+def input_split_resumed(query: Query, budget: Budget) -> bool:
+    """Input splits that are stopped and go on from a file after every round."""
+    plans, problem = (_exact(query, torch.float32), _exact(query)), Problem.of(query)
+    return _resumed(lambda: InputSplit(problem, plans, SplitPlan(batch=16, fill=8)), budget)
+
+
+def activation_split_resumed(query: Query, budget: Budget) -> bool:
+    """Activation splits that are stopped and go on from a file after every round."""
+    options = AscentPlan(root_steps=8, steps=4, last_steps=20, batch=32, candidates=0)
+    problem, plans = Problem.of(query), (prepare(query.graph, torch.float32), _exact(query))
+    for task in [found for _, part in screen(problem, plans[1]) for found in part.open]:
+        refined = refine(problem, plans, task, 0, float("inf"))
+        if not _resumed(partial(ActivationSplit, problem, plans, refined, options), budget):
+            return False
+    return True
+
+
 def _activations(query: Query, budget: Budget, refinement: int, candidates: int = 3) -> bool:
     options = AscentPlan(root_steps=8, steps=4, last_steps=20, batch=32, candidates=candidates)
     problem, plans = Problem.of(query), (prepare(query.graph, torch.float32), _exact(query))
@@ -117,8 +177,11 @@ ENGINES: Mapping[str, Engine] = {
         input_split_forward,
         input_split_forward_alone,
         input_split_short_of_memory,
+        input_split_recorded,
+        input_split_resumed,
         activation_split,
         activation_split_refined,
         activation_split_by_score,
+        activation_split_resumed,
     )
 }
