@@ -180,8 +180,7 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
         verdict = _decide(query, times, place, strategy, _Listeners(report, None, saver))
     else:
         with Recorder(record, about(query, strategy)) as recorder:
-            listeners = _Listeners(report, recorder.write, saver)
-            verdict = recorder.close(_decide(query, times, place, strategy, listeners))
+            verdict = recorder.close(_decide(query, times, place, strategy, _Listeners(report, recorder, saver)))
     notes = (*query.notes, *verdict.notes, *(saver.notes if saver is not None else ()))
     return replace(verdict, seconds=time.monotonic() - start, notes=notes)
 
@@ -191,7 +190,7 @@ class _Listeners:
     """Who hears of a run: its caller, its record, its checkpoint."""
 
     report: Callable[[Progress], None] | None
-    write: Write | None
+    recorder: Recorder | None
     saver: Saver | None
 
 
@@ -201,7 +200,9 @@ def _decide(
     if not len(query.cases.lower):
         return Verified(stage="property")
     saver = listeners.saver
-    saved = None if saver is None else saver.load()
+    saved, recorder = None if saver is None else saver.load(), listeners.recorder
+    if saved is not None and recorder is not None:
+        recorder.fail("the run went on from a checkpoint, and what came before is not in it")
     with torch.no_grad(), plain_products():
         exact = prepare(query.graph, torch.float64, place, Rounding.of(torch.float64))
         run = _Run(
@@ -213,7 +214,7 @@ def _decide(
             Replayer(query, lambda query, point, clause: real_status(query, exact, point, clause)),
             *times,
             listeners.report,
-            listeners.write,
+            None if recorder is None else recorder.write,
             saver=saver,
         )
         try:

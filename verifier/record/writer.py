@@ -47,6 +47,10 @@ class Recorder:
         self.entries += 1
         self._frame(Frame(kind, arrays))
 
+    def fail(self, reason: str) -> None:
+        """Write nothing more: there will be no record."""
+        self.failure = self.failure or reason
+
     def __enter__(self) -> Recorder:
         return self
 
@@ -69,7 +73,7 @@ class Recorder:
         try:
             self.stream.close()
         except OSError as error:
-            self.failure = self.failure or str(error)
+            self.fail(str(error))
         if self.failure:
             self.discard()
         return not self.failure
@@ -84,7 +88,7 @@ class Recorder:
         try:
             self.stream.write(data)
         except OSError as error:
-            self.failure = self.failure or str(error)
+            self.fail(str(error))
 
     def _frame(self, frame: Frame) -> None:
         if self.failure:
@@ -92,7 +96,7 @@ class Recorder:
         try:
             write_frame(self.stream, frame)
         except OSError as error:
-            self.failure = str(error)
+            self.fail(str(error))
 
 
 def about(query: Query, strategy: Strategy) -> dict[str, Any]:
