@@ -21,11 +21,11 @@ from verifier import checkpoint
 from verifier.branch.activation_split import ActivationSplit
 from verifier.branch.input_split import InputSplit
 from verifier.branch.problem import Problem, S, Search, Step
-from verifier.branch.root import refine, screen
+from verifier.branch.root import refine, refine_by_splits, screen
 from verifier.query import Query
 from verifier.record.recheck import recheck
 from verifier.record.writer import Recorder, about
-from verifier.strategy import AscentPlan, SplitPlan, choose, features
+from verifier.strategy import AscentPlan, InnerPlan, SplitPlan, choose, features
 
 
 class UnprovedError(AssertionError):
@@ -143,11 +143,14 @@ def activation_split_resumed(query: Query, budget: Budget) -> bool:
     return True
 
 
-def _activations(query: Query, budget: Budget, refinement: int, candidates: int = 3) -> bool:
+def _activations(query: Query, budget: Budget, refinement: int, candidates: int = 3, inner: int = 0) -> bool:
     options = AscentPlan(root_steps=8, steps=4, last_steps=20, batch=32, candidates=candidates)
     problem, plans = Problem.of(query), (prepare(query.graph, torch.float32), _exact(query))
     for task in [found for _, part in screen(problem, plans[1]) for found in part.open]:
         refined = refine(problem, plans, task, refinement, float("inf"))
+        if inner:
+            splits = InnerPlan(rounds=inner, steps=4, batch=32)
+            refined = refine_by_splits(problem, plans, refined, splits, float("inf"))
         if not _limited(ActivationSplit(problem, plans, refined, options).run(), budget):
             return False
     return True
@@ -161,6 +164,11 @@ def activation_split(query: Query, budget: Budget) -> bool:
 def activation_split_refined(query: Query, budget: Budget) -> bool:
     """Activation splits over ascended root bounds."""
     return _activations(query, budget, 3)
+
+
+def activation_split_inner(query: Query, budget: Budget) -> bool:
+    """Activation splits over root bounds from splits of what comes before each neuron."""
+    return _activations(query, budget, 0, inner=6)
 
 
 def activation_split_by_score(query: Query, budget: Budget) -> bool:
@@ -181,6 +189,7 @@ ENGINES: Mapping[str, Engine] = {
         input_split_resumed,
         activation_split,
         activation_split_refined,
+        activation_split_inner,
         activation_split_by_score,
         activation_split_resumed,
     )

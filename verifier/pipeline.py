@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bounds.ops.base import Interval
 from bounds.plan import Plan, prepare
 from bounds.rounding import Rounding, plain_products
 from verifier.attacks.beside import Rhythm, near
 from verifier.attacks.plan import AttackPlan
 from verifier.attacks.search import candidates
-from verifier.branch.activation_split import ActivationSplit
+from verifier.branch.activation_split import ActivationSplit, SplitState
 from verifier.branch.input_split import InputSplit
 from verifier.branch.problem import Misfit, OpenTask, Problem, S, Search, SearchState, Step, Tally
-from verifier.branch.root import real_status, recall, refine, screen, watched
+from verifier.branch.root import real_status, recall, refine, refine_by_splits, screen, watched
 from verifier.branch.waiting import Waiting, bounds_of
 from verifier.checkpoint import Saved, Saver, identity, of_search
 from verifier.errors import InputError
@@ -299,7 +300,8 @@ def _screened(run: _Run) -> Waiting | None:
 
 
 def _split_task(run: _Run, waiting: Waiting, saved: Saved | None) -> Step | None:
-    """Branch on one box; a search that lasts is interrupted once for a longer attack on what is open."""
+    """Branch on one box; a search that lasts is interrupted once, for a longer attack on what is open and
+    for better bounds of inner neurons."""
     run.enter("activation split")
     run.settled, run.margin, run.upper = waiting.tally.refuted, waiting.tally.least_margin, waiting.tally.upper_bound
     plan, plans, total = run.strategy.activation_split, (run.rough, run.exact), run.problem.tasks
@@ -316,15 +318,32 @@ def _split_task(run: _Run, waiting: Waiting, saved: Saved | None) -> Step | None
     known = watched(run.exact, refined)
     run.place = lambda: waiting.tensors(known)
     share, before = 1 / total, (len(waiting.tasks) - waiting.at - 1) / total
-    if waiting.at or waiting.attacked:  # one attack on all open tasks is enough
+    if saved is not None and waiting.attacked:  # and so was interrupted before
         return run.follow(search, state, share, before)[1]
     state, last = run.follow(search, state, share, before, time.monotonic() + run.strategy.attack_after)
     if last is None or not last.open_subproblems or run.expired():
         return last
-    _attack_longer(run, waiting.tasks)
+    if not waiting.at:  # one attack on all open tasks is enough
+        _attack_longer(run, waiting.tasks)
+    search, state, known = _better(run, search, state, refined)
     run.place = lambda: replace(waiting, attacked=True).tensors(known)
     run.enter("activation split")
     return run.follow(search, state, share, before)[1] or last
+
+
+def _better(
+    run: _Run, search: ActivationSplit, state: SplitState, refined: OpenTask
+) -> tuple[ActivationSplit, SplitState, dict[int, Interval]]:
+    """A search with better bounds of inner neurons, from its start (what is open was bounded with worse lines); the
+    same search where there are none."""
+    run.enter("inner bounds")
+    plan, plans, now = run.strategy.activation_split, (run.rough, run.exact), time.monotonic()
+    better = refine_by_splits(run.problem, plans, refined, plan.inner, now + plan.inner_share * (run.deadline - now))
+    if better is not refined:
+        run.refuted = run.settled
+        search = ActivationSplit(run.problem, plans, better, plan)
+        state = search.start()
+    return search, state, watched(run.exact, better)
 
 
 def _attack_longer(run: _Run, tasks: Sequence[OpenTask]) -> None:

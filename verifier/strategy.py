@@ -68,11 +68,27 @@ class SplitPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class InnerPlan:
+    """Bounds of inner neurons by splits. ``rounds``: in each, the leaf with the least bound of every row is split
+    (several, where fewer than ``batch`` children would be bounded at once); ``first_steps`` of ascent for a row without
+    splits, ``steps`` for a leaf, ``last_steps`` for one with nothing left to split; ``candidates`` as in
+    ``AscentPlan``."""
+
+    rounds: int = 16
+    first_steps: int = 20
+    steps: int = 10
+    last_steps: int = 100
+    candidates: int = 3
+    batch: int = 256
+
+
+@dataclass(frozen=True, slots=True)
 class AscentPlan:
     """Activation splits. ``intermediate_steps``: ascent steps for each unstable neuron at the root, as far as
     ``intermediate_share`` of the time left allows; ``root_steps`` for the clauses at the root, ``steps`` for each
     subproblem, ``last_steps`` for one with nothing left to split; ``batch`` parents a round; both
-    children of the best ``candidates`` splits by each of two scores are looked at before one is chosen."""
+    children of the best ``candidates`` splits by each of two scores are looked at before one is chosen. ``inner``:
+    where a search lasts, better bounds of inner neurons for at most ``inner_share`` of the time left."""
 
     intermediate_steps: int = 20
     intermediate_share: float = 0.2
@@ -81,6 +97,8 @@ class AscentPlan:
     last_steps: int = 200
     batch: int = 128
     candidates: int = 5
+    inner: InnerPlan = InnerPlan()
+    inner_share: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +160,14 @@ def explain(what: Features, strategy: Strategy) -> list[str]:
     return lines
 
 
-def _settings(values: Mapping[str, object]) -> str:
-    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
-    return ", ".join(f"{name} {text}" for name, text in texts.items())
+def _settings(values: Mapping[str, object], within: str = "") -> str:
+    texts = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            texts.append(_settings(value, f"{within}{name}."))
+        else:
+            texts.append(f"{within}{name} {f'{value:g}' if isinstance(value, float) else value}")
+    return ", ".join(texts)
 
 
 def _split_inputs(what: Features) -> Choice:

@@ -22,6 +22,7 @@ ENGINES = (
     "input_split_resumed",
     "activation_split",
     "activation_split_refined",
+    "activation_split_inner",
     "activation_split_by_score",
     "activation_split_resumed",
 )

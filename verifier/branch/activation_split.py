@@ -20,10 +20,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from bounds.dual import initial
 from bounds.plan import Plan
 from verifier.attacks.starts import Starts
-from verifier.branch.bounding import Bounded, Bounding, lower
+from verifier.branch.bounding import Bounded, Bounding
 from verifier.branch.point_scores import aimed
 from verifier.branch.point_splits import in_16_bits
 from verifier.branch.positions import Positions
@@ -90,10 +89,7 @@ class ActivationSplit:
         """``[1, P]``: the parameters of the root's own lines."""
         if self.bounding.points is not None:
             return in_16_bits(self.bounding.points.plain).unsqueeze(0)
-        none = torch.zeros((1, self.positions.count), dtype=torch.int8, device=self.rough.device)
-        lines = initial(self.rough, self.positions.state(self.rough, none))
-        slopes = {p.before: lower(lines[p.relus[0]]) for p in self.positions.places}
-        return self.positions.gather(slopes, none).to(torch.float16)
+        return self.bounding.own_slopes()
 
     def start(self) -> SplitState:
         """The clauses at the root, not bounded yet."""

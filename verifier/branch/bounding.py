@@ -65,16 +65,28 @@ class Bounding:
     positions: Positions
     rows: Tensor
     rhs: Tensor
+    target: int
     condensed: CondensedRoot | None
     points: PointRoot | None = None
 
     @staticmethod
-    def of(plans: tuple[Plan, Plan], positions: Positions, rows: Tensor, rhs: Tensor) -> Bounding:
+    def of(
+        plans: tuple[Plan, Plan], positions: Positions, rows: Tensor, rhs: Tensor, target: int | None = None
+    ) -> Bounding:
         """``plans``: for search and for proof."""
+        target = plans[0].output if target is None else target
         if positions.points:
-            return Bounding(*plans, positions, rows, rhs, None, PointRoot.of(plans[0], positions, rows, rhs))
-        root = CondensedRoot.of(plans[0], positions, rows[:, 0], rhs[:, 0]) if rows.shape[1] == 1 else None
-        return Bounding(*plans, positions, rows, rhs, root)
+            points = PointRoot.of(plans[0], positions, rows, rhs)
+            return Bounding(*plans, positions, rows, rhs, target, None, points)
+        root = CondensedRoot.of(plans[0], positions, target, rows[:, 0], rhs[:, 0]) if rows.shape[1] == 1 else None
+        return Bounding(*plans, positions, rows, rhs, target, root)
+
+    def own_slopes(self) -> Tensor:
+        """``[1, U]`` in 16 bits: the lower slopes that the root's lines have of themselves."""
+        none = torch.zeros((1, self.positions.count), dtype=torch.int8, device=self.rough.device)
+        lines = initial(self.rough, self.positions.state(self.rough, none))
+        slopes = {p.before: lower(lines[p.relus[0]]) for p in self.positions.places}
+        return self.positions.gather(slopes, none).to(torch.float16)
 
     def ascended(self, batch: Splits, steps: int) -> Bounded:
         """At most ``steps`` steps from the stored multipliers."""
@@ -109,7 +121,7 @@ class Bounding:
             self.rows[batch.clause].to(plan.dtype), self.rhs[batch.clause].to(plan.dtype), batch.weights.to(plan.dtype)
         )
         signs = self.positions.dense(plan, batch.signs)
-        return Dual(plan, self.positions.state(plan, batch.signs), plan.output, objective, signs)
+        return Dual(plan, self.positions.state(plan, batch.signs), self.target, objective, signs)
 
     def _multipliers(self, dual: Dual, signs: Tensor, slopes: Tensor, betas: Tensor) -> Multipliers:
         """Written out: given slopes where there is no split, the state's own elsewhere."""

@@ -33,14 +33,14 @@ class CondensedRoot:
     target: Rays
 
     @staticmethod
-    def of(plan: Plan, positions: Positions, rows: Tensor, rhs: Tensor) -> CondensedRoot | None:
+    def of(plan: Plan, positions: Positions, goal: int, rows: Tensor, rhs: Tensor) -> CondensedRoot | None:
         """For clauses ``rows . output - rhs``, ``rows`` ``[C, *output shape]``; None where something but single ReLUs
         is relaxed."""
         if not Condensed.fits(plan) or not all(isinstance(plan.graph.nodes[n].op, Relu) for n in plan.relaxed):
             return None
         none = torch.zeros((1, positions.count), dtype=torch.int8, device=plan.device)
         network = Condensed(plan, positions.state(plan, none))
-        target = network.rays(plan.output, rows.to(plan.dtype))
+        target = network.rays(goal, rows.to(plan.dtype))
         places = {relu: place for place in positions.places for relu in place.relus}
         if len(places) > len(positions.places):
             return None

@@ -58,17 +58,20 @@ class Positions:
 
     @staticmethod
     def of(plan: Plan, root: State) -> Positions:
-        """The unstable ReLU inputs of the root's box; where anything else is relaxed, all that operators gain from."""
+        """The unstable ReLU inputs of the root's box, as far as the state goes; where anything else is relaxed, all
+        that operators gain from."""
         if not all(isinstance(plan.graph.nodes[n].op, Relu) for n in plan.relaxed):
             return Positions.of_points(plan, root)
         places: list[Place] = []
         start = 0
         for before in plan.watched:
-            consumers = [c for c in plan.consumers[before] if c in plan.relaxed]
+            consumers = [c for c in plan.consumers[before] if c in root.relaxations]
             relus = tuple(c for c in consumers if isinstance(plan.graph.nodes[c].op, Relu))
+            if not relus:
+                continue
             low, high = root.bounds[before]
             elements = ((low < 0) & (high > 0)).flatten().nonzero().flatten()
-            if relus and elements.shape[0]:
+            if elements.shape[0]:
                 places.append(Place(before, relus, slice(start, start + elements.shape[0]), elements))
                 start += elements.shape[0]
         return Positions(root, tuple(places), start)
@@ -120,7 +123,7 @@ class Positions:
         relaxations: dict[int, Relaxation] = {}
         exact = plan.rounding is not None
         charges = dict(root.charges) if exact else {}
-        for node in sorted(plan.relaxed):
+        for node in sorted(root.relaxations):
             relax(plan, bounds, plan.graph.nodes[node], relaxations, charges)
         ends = (end.to(plan.dtype).expand(count, *end.shape[1:]) for end in (root.box.lower, root.box.upper))
         lines = {node: _spread(relaxation, count) for node, relaxation in relaxations.items()}

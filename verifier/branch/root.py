@@ -24,9 +24,11 @@ from bounds.ops.base import Interval
 from bounds.plan import Plan
 from bounds.propagate import crown, propagate
 from bounds.reach import reached, within
+from verifier.branch.inner import splits_apply, splitting
 from verifier.branch.problem import Literals, Misfit, OpenTask, Problem, outward
 from verifier.errors import InternalError
 from verifier.query import Query
+from verifier.strategy import InnerPlan
 
 BATCH_ELEMENTS = 1 << 20
 """Elements of all nodes of a batch of boxes in the first look."""
@@ -144,6 +146,28 @@ def recall(problem: Problem, exact: Plan, open_: OpenTask, bounds: Mapping[int, 
         if not torch.equal(*((low < 0) & (high > 0) for low, high in ends)):
             raise Misfit(f"other neurons of node {node} are unstable here")
     return replace(open_, state=state)
+
+
+def refine_by_splits(
+    problem: Problem, plans: tuple[Plan, Plan], open_: OpenTask, options: InnerPlan, until: float
+) -> OpenTask:
+    """A refined task with better intervals of inner neurons, by splits of what comes before each (``inner.py``): the
+    same task where that is not possible or nothing was found by the time ``until``."""
+    rough, exact = plans
+    state = open_.state
+    if state is None or not splits_apply(rough):
+        return open_
+    _, reach = _reach(problem, exact, open_.task)
+    inherited = {i: state.bounds[i] for i in exact.watched}
+    tighten = within(splitting(rough, options, until), reach)
+    found, _ = propagate(exact, state.box, inherited=inherited, tighten=tighten)
+    return replace(open_, state=found) if _tighter(found, inherited) else open_
+
+
+def _tighter(state: State, old: Mapping[int, Interval]) -> bool:
+    return any(
+        bool((state.bounds[n][0] > low).any() | (state.bounds[n][1] < high).any()) for n, (low, high) in old.items()
+    )
 
 
 def real_status(query: Query, exact: Plan, point: np.ndarray, clause: int) -> Literal["violated", "holds", "open"]:
