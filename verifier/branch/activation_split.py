@@ -179,9 +179,8 @@ class ActivationSplit:
     def _remember(self, batch: Splits, found: Bounded) -> Splits:
         """Open subproblems with their multipliers stored and the next split chosen (-1: nothing left to split)."""
         kept = replace(batch, weights=found.weights.double(), bound=torch.maximum(batch.bound, found.bound.double()))
-        if self.bounding.points is not None:  # what only the search calls empty stays open, but comes last
-            slopes, betas = in_16_bits(found.slopes), in_16_bits(found.betas)
-            kept = replace(kept, slopes=slopes, betas=betas, bound=kept.bound.clamp(max=0))
+        if self.bounding.points is not None:
+            kept = replace(kept, slopes=in_16_bits(found.slopes), betas=in_16_bits(found.betas))
             return aimed(self.bounding.points, self.rough, kept, self.options.candidates)
         slopes, betas = found.slopes.clamp(0, 1).to(torch.float16), found.betas.clamp(0, 6e4).to(torch.float16)
         kept = replace(kept, slopes=slopes, betas=betas)

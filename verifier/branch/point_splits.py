@@ -125,7 +125,7 @@ class PointRoot:
         return slopes
 
     def _ascended(self, plan: Plan, batch: Splits, steps: int, rate: float) -> PointBounds:
-        dual, empty = self.dual(plan, batch)
+        dual, _ = self.dual(plan, batch)  # without error terms, contradictions mean nothing
         start = self.multipliers(dual, self.started(batch), batch.betas, batch.weights)
         found = ascend(dual, start, steps, rate)
         chosen = found.multipliers
@@ -138,8 +138,7 @@ class PointRoot:
         for place in self.positions.places:
             if place.before in chosen.betas:
                 betas[:, place.columns] = place.get(chosen.betas[place.before])
-        bound = torch.where(empty, torch.inf, found.bound)
-        return PointBounds(bound, slopes, betas, chosen.weights, found.corner)
+        return PointBounds(found.bound, slopes, betas, chosen.weights, found.corner)
 
     def decided(self, plan: Plan, batch: Splits, slopes: Tensor, betas: Tensor, weights: Tensor) -> Tensor:
         """``[K]``: lower bounds in exact arithmetic, from one walk with these multipliers in 16 bits; infinite where
