@@ -107,6 +107,15 @@ def cut_at_another_point(patch: Patch) -> None:
     wrap(patch, Positions, "state", change)
 
 
+def split_beside_its_point(patch: Patch) -> None:
+    """The lower half of a split at a point begins above it."""
+
+    def change(original: Callable[..., Any], self: Positions, plan: Any, low: Tensor, high: Tensor) -> Any:
+        return original(self, plan, low + 0.05, high)
+
+    wrap(patch, Positions, "between", change)
+
+
 def cut_not_shared(patch: Patch) -> None:
     """Each child is cut in its own middle: between them a gap is left."""
 
@@ -176,10 +185,11 @@ BUGS: Sequence[tuple[Callable[[Patch], None], str, int]] = (
     (clauses_of_another_box, "input_split_float64", 16),
     (tasks_mixed, "input_split_float64", 3),
     (lines_of_another_box, "input_split_float64", 82),
-    (cut_at_another_point, "activation_split_by_score", 7),
+    (cut_at_another_point, "activation_split_by_score", 10),
+    (split_beside_its_point, "activation_split_by_score", 3),
     (cut_not_shared, "input_split_float64", 72),
     (cut_on_the_wrong_side, "input_split_float64", 2),
-    (stuck_leaves_dropped, "activation_split_by_score", 2),
+    (stuck_leaves_dropped, "activation_split_by_score", 0),
 )
 SEED = 31
 
