@@ -74,9 +74,9 @@ class InnerPlan:
     splits, ``steps`` for a leaf, ``last_steps`` for one with nothing left to split; ``candidates`` as in
     ``AscentPlan``."""
 
-    rounds: int = 16
-    first_steps: int = 20
-    steps: int = 10
+    rounds: int = 24
+    first_steps: int = 30
+    steps: int = 15
     last_steps: int = 100
     candidates: int = 3
     batch: int = 256
@@ -93,7 +93,7 @@ class AscentPlan:
     intermediate_steps: int = 20
     intermediate_share: float = 0.2
     root_steps: int = 40
-    steps: int = 10
+    steps: int = 20
     last_steps: int = 200
     batch: int = 128
     candidates: int = 5

@@ -9,7 +9,8 @@ all error terms and the multipliers found. ``bounding.py`` bounds them, ``scores
 nothing left to split is a linear program (``leaf.py``), whose multipliers are decided alike; where that does not refute
 it, it is kept as stuck.
 
-Every subproblem belongs to one clause; root bounds are never refreshed, and there are no cuts.
+Every subproblem belongs to one clause; the root's intervals (``inner.py`` improves them where a search lasts) are
+those of all, never refreshed below it, and there are no cuts.
 """
 
 from __future__ import annotations
