@@ -31,6 +31,7 @@ from verifier.checkpoint import Saved, Saver, identity, of_search
 from verifier.errors import InputError
 from verifier.query import Query
 from verifier.record.entries import Write
+from verifier.record.roots import keeping
 from verifier.record.writer import Recorder, about
 from verifier.replay import Replayer
 from verifier.runtime_error import LEAST_SECONDS, float32_error
@@ -308,8 +309,9 @@ def _split_task(run: _Run, waiting: Waiting, saved: Saved | None) -> Step | None
     if saved is None:
         now = time.monotonic()
         until = now + plan.intermediate_share * (run.deadline - now)
-        refined = refine(run.problem, plans, waiting.task, plan.intermediate_steps, until)
-        search = ActivationSplit(run.problem, plans, refined, plan)
+        keep = keeping(run.write, waiting.task.task)
+        refined = refine(run.problem, plans, waiting.task, plan.intermediate_steps, until, keep)
+        search = ActivationSplit(run.problem, plans, refined, plan, run.write)
         state = search.start()
     else:
         refined = recall(run.problem, run.exact, waiting.task, bounds_of(saved, run.exact.device))
@@ -335,7 +337,9 @@ def _better(
     run: _Run, search: ActivationSplit, state: SplitState, refined: OpenTask
 ) -> tuple[ActivationSplit, SplitState, dict[int, Interval]]:
     """A search with better bounds of inner neurons, from its start (what is open was bounded with worse lines); the
-    same search where there are none."""
+    same search where there are none, and where a record is kept (which has no entries for such bounds)."""
+    if run.write is not None:
+        return search, state, watched(run.exact, refined)
     run.enter("inner bounds")
     plan, plans, now = run.strategy.activation_split, (run.rough, run.exact), time.monotonic()
     better = refine_by_splits(run.problem, plans, refined, plan.inner, now + plan.inner_share * (run.deadline - now))

@@ -24,12 +24,15 @@ from torch import Tensor
 from bounds.plan import Plan
 from verifier.attacks.starts import Starts
 from verifier.branch.bounding import Bounded, Bounding
+from verifier.branch.objectives import Objectives
 from verifier.branch.point_scores import aimed
 from verifier.branch.point_splits import in_16_bits
 from verifier.branch.positions import Positions
-from verifier.branch.problem import Literals, Misfit, OpenTask, Problem, Step, Tally
+from verifier.branch.problem import Misfit, OpenTask, Problem, Step, Tally
 from verifier.branch.scores import chosen
 from verifier.branch.splits import Splits, children
+from verifier.record import leaves, roots
+from verifier.record.entries import Write
 from verifier.strategy import AscentPlan
 
 
@@ -70,21 +73,26 @@ class SplitState:
 
 
 class ActivationSplit:
-    """The search over one box: ``plans`` for search and for proof, and a task with its proven root state."""
+    """The search over one box: ``plans`` for search and for proof, and a task with its proven root state; ``write`` is
+    given the root and every refuted leaf (``verifier/record/leaves.py``)."""
 
-    def __init__(self, problem: Problem, plans: tuple[Plan, Plan], task: OpenTask, options: AscentPlan) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        plans: tuple[Plan, Plan],
+        task: OpenTask,
+        options: AscentPlan,
+        write: Write | None = None,
+    ) -> None:
         assert task.state is not None
         self.problem, self.options, self.task = problem, options, task.task
         self.rough, exact = plans
         self.positions = Positions.of(exact, task.state)
-        literals = Literals.of(problem, torch.tensor([task.task], device=self.rough.device))
-        self.clauses = literals.clause[0][task.alive]
-        threshold = literals.threshold[0][task.alive]
-        self.present = torch.isfinite(threshold)
-        rows = problem.rows(literals.columns, exact)[literals.place[0][task.alive]]
-        rhs = torch.where(self.present, threshold, 0.0)
-        self.bounding = Bounding.of(plans, self.positions, rows * self.present.unsqueeze(-1), rhs)
+        asked = Objectives.of(problem, exact, task.task, task.alive)
+        self.clauses, self.present = asked.clauses, asked.present
+        self.bounding = Bounding.of(plans, self.positions, asked.rows, asked.rhs)
         self.plain = self._plain()
+        self.write = write
 
     def _plain(self) -> Tensor:
         """``[1, P]``: the parameters of the root's own lines."""
@@ -95,6 +103,8 @@ class ActivationSplit:
     def start(self) -> SplitState:
         """The clauses at the root, not bounded yet."""
         root = self._root()
+        if self.write is not None:
+            self.write(roots.ROOT, roots.arrays_of(self.task, self.clauses, self.positions))
         return SplitState(root, root.take(root.clause[:0]), Tally(), begun=False)
 
     def restore(self, saved: Mapping[str, Tensor]) -> SplitState:
@@ -159,7 +169,10 @@ class ActivationSplit:
         if last.size:  # linear by now: most are refuted by a longer ascent, and the rest are linear programs
             decided = self._decide(last, self.bounding.ascended(last, self.options.last_steps))
             left = (decided <= 0).nonzero().flatten()
-            decided[left] = torch.maximum(decided[left], self.bounding.by_linear_program(last.take(left)))
+            solved = last.take(left)
+            decided[left] = torch.maximum(
+                decided[left], self._decide(solved, self.bounding.by_linear_program(solved))
+            )
             last, proven = last.take(decided <= 0), torch.cat([proven, decided])
         return _Sifted(
             batch.size - kept.size + int((kept.next < 0).sum()) - last.size,
@@ -174,7 +187,13 @@ class ActivationSplit:
         proven = found.bound.double().clamp(max=0)
         hopeful = (found.bound > 0).nonzero().flatten()
         for part in hopeful.split(self.options.batch) if hopeful.shape[0] else ():
-            proven[part] = self.bounding.decided(batch.take(part), found.take(part))
+            if self.bounding.points is not None:  # no entries of these yet
+                proven[part] = self.bounding.decided(batch.take(part), found.take(part))
+                continue
+            proven[part], entries = leaves.decided(self.bounding, batch.take(part), found.take(part))
+            if self.write is not None:
+                for entry in entries:
+                    self.write(leaves.KIND, {"task": torch.tensor([self.task]), **entry})
         return torch.nan_to_num(proven, nan=-torch.inf)
 
     def _remember(self, batch: Splits, found: Bounded) -> Splits:

@@ -153,21 +153,18 @@ class Bounding:
             {relu: place.get(found.trace[relu]) for relu, place in nodes.items()},
         )
 
-    def by_linear_program(self, batch: Splits) -> Tensor:
-        """``[K]``: proven lower bounds of subproblems with nothing left to split, with a solver's multipliers; -inf
-        where there are none."""
-        proven = torch.full(batch.bound.shape, -torch.inf, dtype=torch.float64, device=batch.bound.device)
-        if self.condensed is None or not self.positions.count:
-            return proven
-        for k in range(batch.size):
-            one = batch.take(slice(k, k + 1))
-            betas = multipliers(self.condensed, int(one.clause), one.signs[0])
+    def by_linear_program(self, batch: Splits) -> Bounded:
+        """Subproblems with nothing left to split with a solver's multipliers in float64, which prove what they prove: a
+        bound of inf says that there are some, -inf that there are none."""
+        bound = torch.full(batch.bound.shape, -torch.inf, dtype=torch.float64, device=batch.bound.device)
+        found = torch.zeros(batch.signs.shape, dtype=torch.float64, device=batch.bound.device)
+        for k in range(batch.size if self.condensed is not None and self.positions.count else 0):
+            assert self.condensed is not None
+            betas = multipliers(self.condensed, int(batch.clause[k]), batch.signs[k])
             if betas is not None:
-                weights = torch.ones_like(self.rhs[one.clause])
-                nothing = self.rhs.new_zeros(0)
-                chosen = Bounded(nothing, one.slopes, betas.unsqueeze(0), weights, {}, nothing, {})
-                proven[k] = self.decided(one, chosen)[0]
-        return proven
+                bound[k], found[k] = torch.inf, betas
+        weights = torch.ones_like(self.rhs[batch.clause])
+        return Bounded(bound, batch.slopes, found, weights, {}, bound, {})
 
     def decided(self, batch: Splits, found: Bounded) -> Tensor:
         """``[K]``: lower bounds that hold in exact arithmetic, from one walk with the multipliers found."""

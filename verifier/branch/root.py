@@ -116,14 +116,18 @@ def _reach(problem: Problem, exact: Plan, task: int) -> tuple[Box, dict[int, Ten
     return _boxes(problem, exact, one), reached(exact, problem.rows(Literals.of(problem, one).columns, exact))
 
 
-def refined(problem: Problem, exact: Plan, task: int, kept: Mapping[tuple[int, int], Kept]) -> State:
+def refined(
+    problem: Problem, exact: Plan, task: int, kept: Mapping[tuple[int, int], Kept], known: State | None = None
+) -> State:
     """The state that ``refine`` found for a task, from what it kept by (pass, node): proving walks and no search.
 
-    Where nothing was kept of pass 0 it was the whole of CROWN's bounds (those of ``screen``). Raises ``ValueError``
-    where what was kept does not fit the problem."""
+    Where nothing was kept of pass 0 it was the whole of CROWN's bounds: those of ``screen``, which may be ``known``.
+    Raises ``ValueError`` where what was kept does not fit the problem."""
     boxes, reach = _reach(problem, exact, task)
     first, second = ({node: k for (number, node), k in kept.items() if number == of} for of in (0, 1))
-    state, _ = propagate(exact, boxes, tighten=within(reproved(first) if first else crown, reach))
+    state = known
+    if state is None or first:
+        state, _ = propagate(exact, boxes, tighten=within(reproved(first) if first else crown, reach))
     if second:
         inherited = {i: state.bounds[i] for i in exact.watched}
         state, _ = propagate(exact, boxes, inherited=inherited, tighten=within(reproved(second), reach))

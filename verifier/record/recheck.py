@@ -25,6 +25,7 @@ from verifier.record.box_walk import BoxWalk
 from verifier.record.frames import Frame, RecordError, read_frames
 from verifier.record.packing import unpacked, whole
 from verifier.record.report import Checks, Report
+from verifier.record.split_walk import SplitWalk
 from verifier.record.writer import FORMAT, question
 from verifier.strategy import SplitPlan
 
@@ -108,7 +109,8 @@ def _same_question(query: Query, about: Mapping[str, Any]) -> None:
 def _walk(query: Query, path: Path, outline: _Outline, checks: Checks, memory: int) -> None:
     problem, exact = Problem.of(query), prepare(query.graph, torch.float64, rounding=Rounding.of(torch.float64))
     if not outline.flag("split_inputs"):
-        raise RecordError("splits of activations are not read yet")
+        _walk_splits(SplitWalk(problem, exact), path, checks)
+        return
     quick = prepare(query.graph, torch.float32, rounding=Rounding.of(torch.float32))
     forward, backward = (outline.flag("input_split", name) for name in ("forward", "backward"))
     options = replace(SplitPlan(), forward=forward, backward=backward)
@@ -119,6 +121,20 @@ def _walk(query: Query, path: Path, outline: _Outline, checks: Checks, memory: i
         walk.step(entry)
     if walk.waiting.size:
         checks.fail(f"{walk.waiting.size} boxes are left open")
+
+
+def _walk_splits(walk: SplitWalk, path: Path, checks: Checks) -> None:
+    checks.add(walk.refuted)
+    for entry in _entries(path):
+        try:
+            leaves, bad = walk.step(entry.kind, entry.arrays)
+        except ValueError as error:
+            raise RecordError(str(error)) from None
+        checks.add(leaves, bad.shape[0])
+        for bound in bad.tolist():
+            checks.fail(f"a leaf is not refuted, its bound is {bound:.3g}")
+    for reason in walk.open_trees():
+        checks.fail(reason)
 
 
 def _entries(path: Path) -> Iterator[Frame]:

@@ -1,0 +1,120 @@
+"""An activation split proved again from its entries: bounds of the root, every leaf, and that leaves cover the root.
+
+Of the entries only this is believed: which rows had which parameters, and what leaves were split by. All bounds are
+computed here by deciding passes, the first look at all boxes included; what is not refuted by that must have a root
+with all its open clauses, and for each of these a tree of refuted leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bounds.kept import Kept, of_arrays
+from bounds.plan import Plan
+from verifier.branch.bounding import Bounding
+from verifier.branch.objectives import Objectives
+from verifier.branch.problem import OpenTask, Problem
+from verifier.branch.root import refined, screen
+from verifier.record import leaves
+from verifier.record.paths import Paths, uncovered
+from verifier.record.roots import BOUNDS, ROOT, positions_of
+
+BATCH = 128
+"""Leaves that are decided at once."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Root:
+    """A task whose leaves can be decided: C ``clauses`` by their numbers in the query, of ``literals`` each."""
+
+    bounding: Bounding
+    clauses: Tensor
+
+    @staticmethod
+    def of(problem: Problem, exact: Plan, task: OpenTask, kept: Mapping[tuple[int, int], Kept],
+           given: Mapping[str, Tensor]) -> Root:  # fmt: skip
+        """From the entries of a root. Raises ``ValueError`` where these are not about this problem."""
+        numbers = problem.clauses[task.task]
+        alive = torch.isin(numbers, given["clause"].long()) & (numbers >= 0)
+        asked = Objectives.of(problem, exact, task.task, alive)
+        if asked.clauses.tolist() != given["clause"].tolist():
+            raise ValueError(f"the clauses of task {task.task} are others")
+        if bool((task.alive & ~alive).any()):
+            raise ValueError(f"clauses of task {task.task} are not refuted by its bounds, and were not searched")
+        state = refined(problem, exact, task.task, kept, task.state)
+        positions = positions_of(exact, state, given)
+        bounding = Bounding(exact, exact, positions, asked.rows, asked.rhs, exact.output, None)
+        return Root(bounding, asked.clauses)
+
+    def decided(self, entry: Mapping[str, Tensor]) -> tuple[Tensor, Paths]:
+        """``[K]``: proven bounds of an entry of leaves (positive: refuted), and what these were split by.
+
+        Raises ``ValueError`` for numbers that prove nothing."""
+        shape = (self.clauses.shape[0], self.bounding.rhs.shape[1])
+        batch, found = leaves.of_arrays(entry, shape, self.bounding.positions.count)
+        every = torch.arange(batch.size)
+        bounds = [self.bounding.decided(batch.take(part), found.take(part)) for part in every.split(BATCH)]
+        return torch.cat([torch.zeros(0, dtype=torch.float64), *bounds]), leaves.paths_of(entry)
+
+
+class SplitWalk:
+    """Feed it the entries in order; ``open_trees`` then says what is not covered. ``refuted``: how many clauses' boxes
+    the first look refuted."""
+
+    def __init__(self, problem: Problem, exact: Plan) -> None:
+        self.problem, self.exact = problem, exact
+        self.tasks: dict[int, OpenTask] = {}
+        self.kept: dict[int, dict[tuple[int, int], Kept]] = {}
+        self.roots: dict[int, Root] = {}
+        self.paths: dict[int, list[Paths]] = {}
+        self.refuted = 0
+        for _, part in screen(problem, exact):
+            self.refuted += part.refuted
+            self.tasks.update({task.task: task for task in part.open})
+
+    def step(self, kind: str, entry: Mapping[str, Tensor]) -> tuple[int, Tensor]:
+        """How many leaves an entry has, and the bounds of those that are not refuted again.
+
+        Raises ``ValueError`` for an entry that is none, or does not fit what came before."""
+        task = int(entry["task"]) if "task" in entry and entry["task"].numel() == 1 else -1
+        if task not in self.tasks:
+            raise ValueError(f"an entry of kind {kind!r} about a task that is not open")
+        try:
+            return self._step(kind, task, entry)
+        except KeyError as error:
+            raise ValueError(f"an entry of kind {kind!r} without {error}") from None
+
+    def _step(self, kind: str, task: int, entry: Mapping[str, Tensor]) -> tuple[int, Tensor]:
+        nothing = 0, torch.zeros(0, dtype=torch.float64)
+        if kind == BOUNDS and task not in self.roots:
+            self.kept.setdefault(task, {})[int(entry["number"]), int(entry["node"])] = of_arrays(entry)
+            return nothing
+        if kind == ROOT and task not in self.roots:
+            kept = self.kept.pop(task, {})
+            self.roots[task] = Root.of(self.problem, self.exact, self.tasks[task], kept, entry)
+            return nothing
+        if kind != leaves.KIND or task not in self.roots:
+            raise ValueError(f"an entry of kind {kind!r} about task {task} at the wrong place")
+        bound, paths = self.roots[task].decided(entry)
+        self.paths.setdefault(task, []).append(paths)
+        return bound.shape[0], bound[~(bound > 0)]
+
+    def open_trees(self) -> list[str]:
+        """What the leaves leave open: nothing, where they prove the query's property."""
+        found = []
+        for task in self.tasks:
+            if task not in self.roots:
+                found.append(f"task {task} was not split")
+                continue
+            clauses = self.roots[task].clauses
+            parts = self.paths.get(task, [])
+            holes = uncovered(Paths.cat(parts), clauses.shape[0]) if parts else torch.ones_like(clauses)
+            found += [
+                f"the leaves of clause {int(clauses[k])} in task {task} leave {int(holes[k])} parts of it open"
+                for k in holes.nonzero().flatten()
+            ]
+        return found
