@@ -115,7 +115,7 @@ def test_every_leaf_is_refuted_again(usual: Searched) -> None:
     assert count == usual.refuted > 8 and not bad and not holes
 
 
-@pytest.mark.parametrize("case", ["literals", "linear programs"])
+@pytest.mark.parametrize("case", ["literals", pytest.param("linear programs", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_other_searches_are_proved_again(planted: ModuleType, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = {"literals": network(4), "linear programs": network(8, wide=4)}[case]
