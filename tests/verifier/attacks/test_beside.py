@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -127,3 +130,17 @@ def test_what_is_found_beside_decides(monkeypatch: pytest.MonkeyPatch, split_inp
     assert verdict.word == "sat"
     assert heard
     assert verdict.stage == ("input split" if split_inputs else "activation split")
+
+
+def test_attacks_load_nothing_more_of_torch(checkout: Path) -> None:
+    """Of every cold start it would take half a second."""
+    code = (
+        "import sys, test_beside; from verifier.attacks import plan, search; "
+        "list(search.candidates(test_beside.valley(-0.5), plan.AttackPlan())); print('sympy' in sys.modules)"
+    )
+    paths = os.pathsep.join([str(checkout), str(Path(__file__).parent)])
+    environment = os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=checkout, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
