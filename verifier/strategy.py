@@ -88,7 +88,8 @@ class AscentPlan:
     ``intermediate_share`` of the time left allows; ``root_steps`` for the clauses at the root, ``steps`` for each
     subproblem, ``last_steps`` for one with nothing left to split; ``batch`` parents a round; both
     children of the best ``candidates`` splits by each of two scores are looked at before one is chosen. ``inner``:
-    where a search lasts, better bounds of inner neurons for at most ``inner_share`` of the time left."""
+    where a search lasts, better bounds of inner neurons for at most ``inner_share`` of the time left. ``memory``: bytes
+    that slopes kept for later rounds may take."""
 
     intermediate_steps: int = 20
     intermediate_share: float = 0.2
@@ -99,6 +100,7 @@ class AscentPlan:
     candidates: int = 5
     inner: InnerPlan = InnerPlan()
     inner_share: float = 0.2
+    memory: int = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ those of all, never refreshed below it, and there are no cuts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from bounds.plan import Plan
 from verifier.attacks.starts import Starts
 from verifier.branch.bounding import Bounded, Bounding
 from verifier.branch.objectives import Objectives
+from verifier.branch.open_splits import OpenSplits, Packed
 from verifier.branch.point_scores import aimed
 from verifier.branch.point_splits import in_16_bits
 from verifier.branch.positions import Positions
@@ -52,8 +53,8 @@ class SplitState:
     """Where a search stands: the subproblems to be bounded next (at the very start) or split next, those with nothing
     left to split, its counts."""
 
-    open: Splits
-    stuck: Splits
+    open: OpenSplits
+    stuck: Packed
     tally: Tally
     begun: bool
 
@@ -65,7 +66,8 @@ class SplitState:
     def tensors(self) -> dict[str, Tensor]:
         """By name, in few bits."""
         return {
-            **{f"open.{name}": values for name, values in self.open.tensors().items()},
+            **{f"open.{name}": values for name, values in self.open.warm.tensors().items()},
+            **{f"late.{name}": values for name, values in self.open.cold.tensors().items()},
             **{f"stuck.{name}": values for name, values in self.stuck.tensors().items()},
             "tally": self.tally.tensor(),
             "begun": torch.tensor(self.begun),
@@ -102,35 +104,36 @@ class ActivationSplit:
 
     def start(self) -> SplitState:
         """The clauses at the root, not bounded yet."""
-        root = self._root()
         if self.write is not None:
             self.write(roots.ROOT, roots.arrays_of(self.task, self.clauses, self.positions))
-        return SplitState(root, root.take(root.clause[:0]), Tally(), begun=False)
+        root = OpenSplits.of(self._root(), self.options.memory)
+        return SplitState(root, root.warm.bare(), Tally(), begun=False)
 
     def restore(self, saved: Mapping[str, Tensor]) -> SplitState:
         """The state with these ``tensors``, which another search over the same task, with the same bounds of its box,
         has named. Raises ``Misfit`` where it has other positions."""
-        device = self.rough.device
-        open_, stuck = (
-            Splits(**{f.name: saved[f"{which}.{f.name}"].to(device) for f in fields(Splits)})
-            for which in ("open", "stuck")
+        root, device = OpenSplits.of(self._root(), self.options.memory), self.rough.device
+        warm, cold, stuck = (
+            Packed.restored(lambda name, which=which: saved[f"{which}.{name}"].to(device))  # type: ignore[misc]
+            for which in ("open", "late", "stuck")
         )
-        if open_.signs.shape[1] != self.positions.count:
-            raise Misfit(f"{open_.signs.shape[1]} positions, not {self.positions.count}")
+        if warm.slopes.shape[1] != self.plain.shape[1] or warm.wide != root.warm.wide:
+            raise Misfit(f"{warm.slopes.shape[1]} positions, not {self.plain.shape[1]}")
+        open_ = replace(root, warm=warm, cold=cold)
         return SplitState(open_, stuck, Tally.restored(saved["tally"]), bool(saved["begun"]))
 
     def step(self, state: SplitState) -> tuple[SplitState, Step]:
         """Bound the root, or the children of the subproblems with the least bounds; the rest waits."""
+        count = self.options.batch if state.begun else state.open.size
+        batch, waiting = state.open.pop(count, self.plain)
         if state.begun:
-            parents, waiting = state.open.pop(self.options.batch)
-            sifted = self._sift(children(parents), self.options.steps)
+            sifted = self._sift(children(batch), self.options.steps)
         else:
-            waiting = state.open.take(state.open.clause[:0])
-            sifted = self._sift(state.open, self.options.root_steps)
-        stuck = Splits.cat([state.stuck, sifted.stuck]) if sifted.stuck.size else state.stuck
+            sifted = self._sift(batch, self.options.root_steps)
+        open_ = waiting.push(sifted.open) if sifted.open.size else waiting
+        stuck = Packed.cat([state.stuck, Packed.of(sifted.stuck).bare()]) if sifted.stuck.size else state.stuck
         tally = state.tally.after(sifted.refuted, sifted.least_margin, sifted.tried)
-        after = SplitState(Splits.cat([waiting, sifted.open]), stuck, tally, begun=True)
-        return after, Step.of(after.open, stuck, tally, sifted.tried)
+        return SplitState(open_, stuck, tally, begun=True), Step.of(open_, stuck, tally, sifted.tried)
 
     def run(self, state: SplitState | None = None) -> Iterator[Step]:
         """Steps from a state (default: the start) until nothing can be split any more; stop iterating to stop."""

@@ -8,7 +8,8 @@ Where every relaxed operator is a ReLU and every clause one literal, the ascent 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from bounds.ops.base import Parameters
 from bounds.plan import Plan
 from verifier.branch.condensed_splits import CondensedRoot
 from verifier.branch.leaf import multipliers
-from verifier.branch.point_splits import PointRoot
+from verifier.branch.point_splits import ELEMENTS, PointRoot
 from verifier.branch.positions import Positions
 from verifier.branch.splits import Splits
 
@@ -53,6 +54,27 @@ class Bounded:
             {n: each(pair, lambda s: s[index]) for n, pair in self.others.items()},
             self.corner[index],
             {n: rows[index] for n, rows in self.rows.items()},
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Bounded]) -> Bounded:
+        """All of them, in order; of one graph."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+
+        def joined(node: int, side: int) -> Tensor | None:
+            ends = [p.others[node][side] for p in parts]
+            return None if ends[0] is None else torch.cat([end for end in ends if end is not None])
+
+        return Bounded(
+            torch.cat([p.bound for p in parts]),
+            torch.cat([p.slopes for p in parts]),
+            torch.cat([p.betas for p in parts]),
+            torch.cat([p.weights for p in parts]),
+            {node: (joined(node, 0), joined(node, 1)) for node in first.others},
+            torch.cat([p.corner for p in parts]),
+            {n: torch.cat([p.rows[n] for p in parts]) for n in first.rows},
         )
 
 
@@ -96,7 +118,7 @@ class Bounding:
             bound, slopes, betas, weights, corner = (torch.cat(t) for t in zip(*tensors, strict=True))
             return Bounded(bound, slopes, betas, weights, {}, corner, {})
         if self.condensed is None:
-            return self._over_graph(batch, steps)
+            return Bounded.cat([self._over_graph(part, steps) for part in self._parts(batch)])
         rows, count = self.condensed.rows(batch.clause, batch.signs), self.positions.count
         point = self._start(batch)
         rows.project(point)
@@ -111,6 +133,13 @@ class Bounding:
             rows.corners(),
             {p.relus[0]: rows.rows[:, p.columns] for p in self.positions.places},
         )
+
+    def _parts(self, batch: Splits) -> Iterator[Splits]:
+        """Of a size whose walks over the graph fit the memory."""
+        nodes = (n for n in self.rough.graph.nodes if n.id in self.rough.operands)
+        most = max(1, ELEMENTS // max(1, sum(math.prod(n.shape) for n in nodes)))
+        for first in range(0, max(1, batch.size), most):
+            yield batch.take(slice(first, first + most))
 
     def _start(self, batch: Splits) -> Tensor:
         dtype = self.rough.dtype
@@ -170,6 +199,13 @@ class Bounding:
         """``[K]``: lower bounds that hold in exact arithmetic, from one walk with the multipliers found."""
         if self.points is not None:
             return self.points.decided(self.exact, batch, found.slopes, found.betas, found.weights)
+        parts, numbers = list(self._parts(batch)), torch.arange(batch.size, device=batch.bound.device)
+        if len(parts) == 1:
+            return self._decided(batch, found)
+        places = numbers.split(parts[0].size)
+        return torch.cat([self._decided(p, found.take(at)) for p, at in zip(parts, places, strict=True)])
+
+    def _decided(self, batch: Splits, found: Bounded) -> Tensor:
         dual = self._dual(batch, self.exact)
         chosen = self._multipliers(dual, batch.signs, found.slopes, found.betas)
         others = {n: each(pair, lambda s: s.to(self.exact.dtype)) for n, pair in found.others.items()}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-
-from verifier.branch.frontier import least
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,15 +74,6 @@ class Splits:
             torch.cat([p.high for p in parts]),
             torch.cat([p.point for p in parts]),
         )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """By name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    def pop(self, count: int) -> tuple[Splits, Splits]:
-        """``(the count with the least bounds, the rest)``."""
-        chosen, rest = least(self.bound, count)
-        return self.take(chosen), self.take(rest)
 
 
 def children(batch: Splits) -> Splits:

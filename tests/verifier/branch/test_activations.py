@@ -15,6 +15,7 @@ from bounds.ops.gemm import Gemm
 from bounds.ops.relu import Relu
 from bounds.plan import prepare
 from bounds.rounding import Rounding
+from verifier.branch import bounding as module
 from verifier.branch.activation_split import ActivationSplit
 from verifier.branch.bounding import Bounding
 from verifier.branch.problem import Problem
@@ -131,3 +132,19 @@ def test_searches_decide_what_sampling_allows(planted: ModuleType, candidates: i
         searched.options = replace(searched.options, candidates=candidates)
         left = [step.open_subproblems for step, _ in zip(searched.run(), range(100), strict=False)]
         assert (left[-1] == 0) is proven
+
+
+@torch.no_grad()
+def test_parts_of_a_batch_are_bounded_as_the_whole_is(planted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the graph, where memory decides how many subproblems are walked at once."""
+    searched = search(planted, network(2))
+    bounding, batch = replace(searched.bounding, condensed=None), subproblems(searched, 7)
+    whole = bounding.ascended(batch, 3)
+    proven = bounding.decided(batch, whole)
+    monkeypatch.setattr(module, "ELEMENTS", 3 * sum(math.prod(n.shape) for n in bounding.rough.graph.nodes))
+    parts = bounding.ascended(batch, 3)
+    assert len(list(bounding._parts(batch))) > 2
+    for one, two in ((whole.bound, parts.bound), (whole.slopes, parts.slopes), (whole.corner, parts.corner)):
+        assert torch.allclose(one, two, atol=1e-5)
+    assert torch.allclose(bounding.decided(batch, whole), proven, atol=1e-12)
+    assert whole.rows.keys() == parts.rows.keys() and torch.isfinite(proven).all()
