@@ -150,7 +150,7 @@ class Pool:
 
     def _finish(self, lane: _Lane, outcome: Answer | Failure, *, keep: bool) -> Done:
         assert lane.instance is not None and lane.job is not None
-        done = _done(lane.instance, outcome, limits.now() - lane.job.started)
+        done = _done(lane.instance, outcome, limits.now() - lane.job.started, lane.worker.peak_bytes())
         lane.instance = lane.job = None
         if not keep or lane.worker.resident_bytes() > self.plan.restart_above * limits.GIGABYTE:
             self._dismiss(lane)
@@ -187,7 +187,7 @@ def evidence_file(folder: Path, key: tuple[str, str, str], ending: str) -> Path:
     return folder / benchmark / f"{stem}.{ending}"
 
 
-def _done(instance: Instance, outcome: Answer | Failure, seconds: float) -> Done:
+def _done(instance: Instance, outcome: Answer | Failure, seconds: float, peak: int) -> Done:
     if isinstance(outcome, Answer):
         result, reason = outcome.word, outcome.record.get("reason", "")
         stage, witness = outcome.record["stage"], outcome.witness
@@ -196,5 +196,6 @@ def _done(instance: Instance, outcome: Answer | Failure, seconds: float) -> Done
     else:
         result, reason, stage, witness = "error", f"{outcome.kind}: {outcome.message}", "load", ""
     benchmark, onnx, vnnlib = instance.key
-    row = Row(benchmark, onnx, vnnlib, result, f"{seconds:.2f}", instance.expected, reason, stage)
+    most = str(round(peak / 1e6)) if peak else ""
+    row = Row(benchmark, onnx, vnnlib, result, f"{seconds:.2f}", instance.expected, reason, stage, most)
     return Done(row, witness)

@@ -49,7 +49,8 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a table of results. ``result`` is sat, unsat, unknown, timeout or error."""
+    """One row of a table of results. ``result`` is sat, unsat, unknown, timeout or error; ``peak_mb`` the most memory
+    that the worker has held by then, in megabytes (empty: not known)."""
 
     benchmark: str
     onnx: str
@@ -59,6 +60,7 @@ class Row:
     expected: str
     reason: str
     stage: str
+    peak_mb: str = ""
 
     @property
     def key(self) -> tuple[str, str, str]:

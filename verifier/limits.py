@@ -67,6 +67,16 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
+def peak_bytes(pid: int) -> int:
+    """The most physical memory that a process has held since its start, in bytes; 0 where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            lines = dict(line.split(b":", 1) for line in status if b":" in line)
+        return int(lines[b"VmHWM"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError, IndexError):
+        return 0
+
+
 def die_with_parent(parent: int) -> None:
     """Ask Linux to kill this process when the process ``parent`` ends, however it ends; exit if it has ended."""
     if sys.platform != "linux":

@@ -80,6 +80,10 @@ class WorkerProcess:
         """Physical memory that the worker holds, in bytes (0: unknown)."""
         return limits.resident_bytes(self.process.pid)
 
+    def peak_bytes(self) -> int:
+        """The most physical memory that the worker has held, in bytes (0: unknown, or it has ended)."""
+        return limits.peak_bytes(self.process.pid)
+
     def epitaph(self) -> Epitaph:
         """Why a worker that has closed its channel ended."""
         try:

@@ -38,6 +38,13 @@ def test_memory_is_measured() -> None:
     assert limits.resident_bytes(2**30) == 0
 
 
+def test_the_most_memory_held_outlives_its_release() -> None:
+    block = bytearray(b"x") * (64 << 20)
+    del block
+    assert limits.peak_bytes(os.getpid()) >= max(64 << 20, limits.resident_bytes(os.getpid()))
+    assert limits.peak_bytes(2**30) == 0
+
+
 def test_messages_come_back_as_they_were_sent() -> None:
     stream = io.BytesIO()
     messages = [{"type": "a", "text": "ü\n"}, {"bound": -math.inf}, {}]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from verifier.instances import Row
 from verifier.report.summary import TOTAL, as_data, as_text, shorten, summarise_rows
 
@@ -37,6 +39,13 @@ def test_text_lines_up_and_gives_reasons_once() -> None:
     assert len({len(line) for line in table}) == 1
     assert table[0].split()[:3] == ["benchmark", "instances", "solved"] and table[3].startswith("total")
     assert text.count("a: 2 without a verdict: nothing left") == 1 and "total: " not in text
+
+
+def test_the_greatest_memory_of_the_rows() -> None:
+    rows = [replace(ROWS[0], peak_mb="90"), replace(ROWS[1], peak_mb="1200"), ROWS[2]]
+    (summary,) = summarise_rows(rows)
+    assert summary.peak_mb == 1200 and as_text([summary]).splitlines()[1].split()[-1] == "1200"
+    assert summarise_rows(ROWS[:1])[0].peak_mb == 0
 
 
 def test_data() -> None:

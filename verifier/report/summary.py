@@ -21,7 +21,8 @@ _PARENTHESES = re.compile(r"\s*\([^()]*\)")
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Counts of one benchmark. ``reasons`` counts the unknown and failed ones by reason; seconds are of all rows."""
+    """Counts of one benchmark. ``reasons`` counts the unknown and failed ones by reason; seconds are of all rows;
+    ``peak_mb`` is the greatest of the rows' (0: not known)."""
 
     benchmark: str
     instances: int
@@ -34,6 +35,7 @@ class Summary:
     wrong: int
     total_seconds: float
     median_seconds: float
+    peak_mb: int
     reasons: tuple[tuple[str, int], ...]
 
 
@@ -47,7 +49,7 @@ def summarise_rows(rows: Sequence[Row]) -> list[Summary]:
 def as_text(summaries: Sequence[Summary]) -> str:
     """An aligned table, and below it why there was no verdict."""
     columns = ("benchmark", "instances", "solved", "sat", "unsat", "timeout", "unknown", "error", "wrong", "total s",
-               "median s")
+               "median s", "peak MB")
     lines = [columns, *(_cells(summary) for summary in summaries)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     text = [
@@ -89,6 +91,7 @@ def _summary(name: str, rows: Sequence[Row]) -> Summary:
         wrong=sum(row.wrong for row in rows),
         total_seconds=round(sum(seconds), 2),
         median_seconds=round(statistics.median(seconds), 2),
+        peak_mb=max((int(row.peak_mb) for row in rows if row.peak_mb.isdigit()), default=0),
         reasons=tuple(reasons.most_common()),
     )
 
@@ -97,4 +100,4 @@ def _cells(summary: Summary) -> tuple[str, ...]:
     counts = (summary.instances, summary.solved, summary.sat, summary.unsat, summary.timeout, summary.unknown,
               summary.error, summary.wrong)
     seconds = (summary.total_seconds, summary.median_seconds)
-    return (summary.benchmark, *map(str, counts), *(f"{value:.1f}" for value in seconds))
+    return (summary.benchmark, *map(str, counts), *(f"{value:.1f}" for value in seconds), str(summary.peak_mb or "-"))
