@@ -30,6 +30,7 @@ from verifier.branch.waiting import Waiting, bounds_of
 from verifier.checkpoint import Saved, Saver, identity, of_search
 from verifier.errors import InputError
 from verifier.query import Query
+from verifier.record import inner
 from verifier.record.entries import Write
 from verifier.record.roots import keeping
 from verifier.record.writer import Recorder, about
@@ -337,15 +338,14 @@ def _better(
     run: _Run, search: ActivationSplit, state: SplitState, refined: OpenTask
 ) -> tuple[ActivationSplit, SplitState, dict[int, Interval]]:
     """A search with better bounds of inner neurons, from its start (what is open was bounded with worse lines); the
-    same search where there are none, and where a record is kept (which has no entries for such bounds)."""
-    if run.write is not None:
-        return search, state, watched(run.exact, refined)
+    same search where there are none."""
     run.enter("inner bounds")
     plan, plans, now = run.strategy.activation_split, (run.rough, run.exact), time.monotonic()
-    better = refine_by_splits(run.problem, plans, refined, plan.inner, now + plan.inner_share * (run.deadline - now))
+    until, keep = now + plan.inner_share * (run.deadline - now), inner.keeping(run.write, refined.task)
+    better = refine_by_splits(run.problem, plans, refined, plan.inner, until, keep)
     if better is not refined:
         run.refuted = run.settled
-        search = ActivationSplit(run.problem, plans, better, plan)
+        search = ActivationSplit(run.problem, plans, better, plan, run.write)
         state = search.start()
     return search, state, watched(run.exact, better)
 

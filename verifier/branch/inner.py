@@ -28,6 +28,8 @@ from verifier.branch.bounding import Bounded, Bounding
 from verifier.branch.positions import Positions
 from verifier.branch.scores import chosen
 from verifier.branch.splits import Splits, children
+from verifier.record import leaves
+from verifier.record.inner import Keep
 from verifier.strategy import InnerPlan
 
 
@@ -95,39 +97,42 @@ class _Rows:
             bound=torch.maximum(batch.bound, found.bound.double()),
         )
 
-    def least(self, leaves: Splits, bound: Tensor) -> Tensor:
+    def least(self, batch: Splits, bound: Tensor) -> Tensor:
         """``[R]``: the least of the leaves' bounds ``[K]``."""
         start = torch.full_like(self.known, torch.inf)
-        return start.scatter_reduce(0, leaves.clause, bound, "amin")
+        return start.scatter_reduce(0, batch.clause, bound, "amin")
 
-    def leaves(self, until: float) -> Splits:
+    def covering(self, until: float) -> Splits:
         """Leaves that cover the box for every row, after some rounds; rows stop in pairs (row r and row r + R/2), when
         one of the two is positive."""
-        leaves = self.bounded(self.first(), self.options.first_steps)
+        parts = self.bounded(self.first(), self.options.first_steps)
         for _ in range(self.options.rounds):
             if time.monotonic() > until:
                 break
-            settled = _either(self.least(leaves, leaves.bound) > 0)
-            split = ~settled[leaves.clause] & (leaves.bound <= 0) & (leaves.next >= 0)
+            settled = _either(self.least(parts, parts.bound) > 0)
+            split = ~settled[parts.clause] & (parts.bound <= 0) & (parts.next >= 0)
             rows = int((~settled).sum())
-            split &= _rank(leaves) < max(1, self.options.batch // max(1, 2 * rows))
+            split &= _rank(parts) < max(1, self.options.batch // max(1, 2 * rows))
             if not bool(split.any()):
                 break
-            halves = self.bounded(children(leaves.take(split)), self.options.steps)
-            leaves = Splits.cat([leaves.take(~split), halves])
-        return leaves
+            halves = self.bounded(children(parts.take(split)), self.options.steps)
+            parts = Splits.cat([parts.take(~split), halves])
+        return parts
 
-    def proven(self, leaves: Splits) -> Tensor:
-        """``[R]``: lower bounds that hold in exact arithmetic; -inf where nothing would be gained."""
-        found = self.least(leaves, leaves.bound)
-        wanted = (found > self.known) & ((found > 0) | ~_either(found > 0))
-        bound = torch.full_like(leaves.bound, -torch.inf)
-        for part in wanted[leaves.clause].nonzero().flatten().split(self.options.batch):
-            some = leaves.take(part)
-            none = some.bound[:0]
-            at = Bounded(none, some.slopes, some.betas, some.weights, {}, none, {})
-            bound[part] = self.bounding.decided(some, at)
-        return self.least(leaves, bound)
+    def proven(self, found: Splits) -> tuple[Tensor, dict[str, Tensor]]:
+        """``[R]``: lower bounds that hold in exact arithmetic, -inf where nothing would be gained; and the leaves that
+        prove them, with the multipliers in the bits that a record has."""
+        least = self.least(found, found.bound)
+        wanted = (least > self.known) & ((least > 0) | ~_either(least > 0))
+        some = found.take(wanted[found.clause])
+        at = Bounded(some.bound, some.slopes, some.betas, some.weights, {}, some.bound, {})
+        entry = leaves.arrays_of(self.bounding.exact, some, at)
+        at = leaves.rounded(self.bounding.exact, some, at)
+        bound = torch.full_like(some.bound, -torch.inf)
+        for part in torch.arange(some.size, device=bound.device).split(self.options.batch):
+            if part.shape[0]:
+                bound[part] = self.bounding.decided(some.take(part), at.take(part))
+        return torch.where(wanted, self.least(some, bound), -torch.inf), entry
 
 
 def _either(found: Tensor) -> Tensor:
@@ -151,10 +156,10 @@ def splits_apply(plan: Plan) -> bool:
     return len(plan.watched) > 1 and all(isinstance(plan.graph.nodes[n].op, Relu) for n in plan.relaxed)
 
 
-def splitting(rough: Plan, options: InnerPlan, until: float = math.inf) -> Tighten:
+def splitting(rough: Plan, options: InnerPlan, until: float = math.inf, keep: Keep | None = None) -> Tighten:
     """A ``Tighten`` that bounds elements whose sign is all that matters by splits, over one box and where every relaxed
     operator is a ReLU; of others, and of those whose turn comes after ``until`` (``time.monotonic()``), nothing is said
-    (-inf). ``rough``: the plan of the search, without error terms."""
+    (-inf). ``rough``: the plan of the search, without error terms. ``keep`` is told of all leaves that count."""
 
     def tighten(plan: Plan, state: State, node: int, units: Selection, owner: Tensor) -> Tensor:
         result = torch.full((owner.shape[0],), -torch.inf, dtype=plan.dtype, device=plan.device)
@@ -168,7 +173,9 @@ def splitting(rough: Plan, options: InnerPlan, until: float = math.inf) -> Tight
             rows = _Rows.of((rough, plan), state, (node, units.take(elements)), options)
             if rows is None:
                 break
-            result[torch.cat([elements, elements + count])] = rows.proven(rows.leaves(end))
+            result[torch.cat([elements, elements + count])], entry = rows.proven(rows.covering(end))
+            if keep is not None and entry["clause"].shape[0]:
+                keep(node, units.index[elements], rows.bounding.positions, entry)
         return result
 
     return tighten

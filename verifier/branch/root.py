@@ -22,12 +22,13 @@ from bounds.kept import Kept, crowned, reproved
 from bounds.layouts import Owner
 from bounds.ops.base import Interval
 from bounds.plan import Plan
-from bounds.propagate import crown, propagate
+from bounds.propagate import Tighten, crown, propagate
 from bounds.reach import reached, within
 from verifier.branch.inner import splits_apply, splitting
 from verifier.branch.problem import Literals, Misfit, OpenTask, Problem, outward
 from verifier.errors import InternalError
 from verifier.query import Query
+from verifier.record.inner import Keep
 from verifier.strategy import InnerPlan
 
 BATCH_ELEMENTS = 1 << 20
@@ -153,19 +154,33 @@ def recall(problem: Problem, exact: Plan, open_: OpenTask, bounds: Mapping[int, 
 
 
 def refine_by_splits(
-    problem: Problem, plans: tuple[Plan, Plan], open_: OpenTask, options: InnerPlan, until: float
+    problem: Problem,
+    plans: tuple[Plan, Plan],
+    open_: OpenTask,
+    options: InnerPlan,
+    until: float,
+    keep: Keep | None = None,
 ) -> OpenTask:
     """A refined task with better intervals of inner neurons, by splits of what comes before each (``inner.py``): the
-    same task where that is not possible or nothing was found by the time ``until``."""
+    same task where that is not possible or nothing was found by the time ``until``. ``refined_by_splits`` proves again
+    what ``keep`` was told."""
     rough, exact = plans
     state = open_.state
     if state is None or not splits_apply(rough):
         return open_
     _, reach = _reach(problem, exact, open_.task)
     inherited = {i: state.bounds[i] for i in exact.watched}
-    tighten = within(splitting(rough, options, until), reach)
+    tighten = within(splitting(rough, options, until, keep), reach)
     found, _ = propagate(exact, state.box, inherited=inherited, tighten=tighten)
     return replace(open_, state=found) if _tighter(found, inherited) else open_
+
+
+def refined_by_splits(problem: Problem, exact: Plan, task: int, state: State, found: Tighten) -> State:
+    """The state that ``refine_by_splits`` found from another one, with a ``Tighten`` that gives bounds that were found
+    then (``verifier.record.inner.proved``)."""
+    _, reach = _reach(problem, exact, task)
+    inherited = {i: state.bounds[i] for i in exact.watched}
+    return propagate(exact, state.box, inherited=inherited, tighten=within(found, reach))[0]
 
 
 def _tighter(state: State, old: Mapping[int, Interval]) -> bool:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bounds.backward import State
 from bounds.kept import Kept, of_arrays
 from bounds.plan import Plan
 from verifier.branch.bounding import Bounding
 from verifier.branch.objectives import Objectives
 from verifier.branch.problem import OpenTask, Problem
-from verifier.branch.root import refined, screen
-from verifier.record import leaves
+from verifier.branch.root import refined, refined_by_splits, screen
+from verifier.record import inner, leaves
 from verifier.record.paths import Paths, uncovered
 from verifier.record.roots import BOUNDS, ROOT, positions_of
 
@@ -35,9 +36,8 @@ class Root:
     clauses: Tensor
 
     @staticmethod
-    def of(problem: Problem, exact: Plan, task: OpenTask, kept: Mapping[tuple[int, int], Kept],
-           given: Mapping[str, Tensor]) -> Root:  # fmt: skip
-        """From the entries of a root. Raises ``ValueError`` where these are not about this problem."""
+    def of(problem: Problem, exact: Plan, task: OpenTask, state: State, given: Mapping[str, Tensor]) -> Root:
+        """From the entry of a root with a proven state. Raises ``ValueError`` where it is not about this problem."""
         numbers = problem.clauses[task.task]
         alive = torch.isin(numbers, given["clause"].long()) & (numbers >= 0)
         asked = Objectives.of(problem, exact, task.task, alive)
@@ -45,7 +45,6 @@ class Root:
             raise ValueError(f"the clauses of task {task.task} are others")
         if bool((task.alive & ~alive).any()):
             raise ValueError(f"clauses of task {task.task} are not refuted by its bounds, and were not searched")
-        state = refined(problem, exact, task.task, kept, task.state)
         positions = positions_of(exact, state, given)
         bounding = Bounding(exact, exact, positions, asked.rows, asked.rhs, exact.output, None)
         return Root(bounding, asked.clauses)
@@ -70,6 +69,7 @@ class SplitWalk:
         self.tasks: dict[int, OpenTask] = {}
         self.kept: dict[int, dict[tuple[int, int], Kept]] = {}
         self.roots: dict[int, Root] = {}
+        self.inner: dict[int, list[Mapping[str, Tensor]]] = {}
         self.paths: dict[int, list[Paths]] = {}
         self.refuted = 0
         for _, part in screen(problem, exact):
@@ -93,15 +93,26 @@ class SplitWalk:
         if kind == BOUNDS and task not in self.roots:
             self.kept.setdefault(task, {})[int(entry["number"]), int(entry["node"])] = of_arrays(entry)
             return nothing
-        if kind == ROOT and task not in self.roots:
-            kept = self.kept.pop(task, {})
-            self.roots[task] = Root.of(self.problem, self.exact, self.tasks[task], kept, entry)
+        if kind == ROOT and (task not in self.roots or task in self.inner):
+            self.roots[task] = Root.of(self.problem, self.exact, self.tasks[task], self._state(task), entry)
+            self.paths[task] = []
+            return nothing
+        if kind == inner.KIND and task in self.roots:
+            self.inner.setdefault(task, []).append(entry)
             return nothing
         if kind != leaves.KIND or task not in self.roots:
             raise ValueError(f"an entry of kind {kind!r} about task {task} at the wrong place")
         bound, paths = self.roots[task].decided(entry)
         self.paths.setdefault(task, []).append(paths)
         return bound.shape[0], bound[~(bound > 0)]
+
+    def _state(self, task: int) -> State:
+        """What is proven of a task's box; where the search began anew with better bounds of inner neurons, these."""
+        if task in self.roots:
+            state = self.roots[task].bounding.positions.root
+            found = inner.proved(self.inner.pop(task))
+            return refined_by_splits(self.problem, self.exact, task, state, found)
+        return refined(self.problem, self.exact, task, self.kept.pop(task, {}), self.tasks[task].state)
 
     def open_trees(self) -> list[str]:
         """What the leaves leave open: nothing, where they prove the query's property."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,9 +15,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import verifier
-from verifier.record.frames import read_frames
+from verifier.pipeline import verify
+from verifier.record.frames import MAGIC, read_frames, write_frame
 from verifier.record.recheck import recheck
 from verifier.record.writer import Recorder
+from verifier.strategy import choose, features
 
 BOX = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)" + "".join(
     f"(assert (>= X_{i} -1))(assert (<= X_{i} 1))" for i in range(2)
@@ -73,6 +76,98 @@ def test_unsat_leaves_a_record_and_sat_does_not(model: Path, tmp_path: Path) -> 
     assert not record.exists()
     assert verifier.verify(holds, timeout=0.0, record=record).word == "timeout"
     assert not record.exists()
+
+
+@pytest.fixture(scope="module")
+def split(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[verifier.Query, Path]:
+    """A query that is proved by splits of activations, and its record."""
+    query = verifier.read(model, asked(model, f"{least(model) - 2:.3f}"))
+    strategy = replace(choose(features(query)), split_inputs=False)
+    plan = replace(strategy.activation_split, intermediate_steps=2, root_steps=2, steps=2, batch=4)
+    path = tmp_path_factory.mktemp("split") / "r"
+    verdict = verify(query, timeout=60, strategy=replace(strategy, activation_split=plan), record=path)
+    assert isinstance(verdict, verifier.Verified) and verdict.record == str(path)
+    return query, path
+
+
+def test_splits_of_activations_are_proved_again(split: tuple[verifier.Query, Path]) -> None:
+    query, path = split
+    report = recheck(query, path)
+    assert report.proved and report.leaves == report.reproved > 4, report.failures
+
+
+def leaf_dropped(arrays: dict[str, torch.Tensor]) -> None:
+    """The last leaf of an entry goes, with all that belongs to it."""
+    last, size = int(arrays["depth"][-1]), arrays["slope"].shape[0] + arrays["position"].shape[0]
+    free = size // arrays["clause"].shape[0] - last
+    for name, count in {"clause": 1, "depth": 1, "position": last, "side": last, "beta": last, "slope": free}.items():
+        arrays[name] = arrays[name][: arrays[name].shape[0] - count]
+
+
+def other_side(arrays: dict[str, torch.Tensor]) -> None:
+    arrays["side"] = -arrays["side"]
+
+
+def slopes_beyond_one(arrays: dict[str, torch.Tensor]) -> None:
+    arrays["slope"] = arrays["slope"].float() / 255 + 0.5
+
+
+def slopes_missing(arrays: dict[str, torch.Tensor]) -> None:
+    arrays["slope"] = arrays["slope"][:-1]
+
+
+def negative_beta(arrays: dict[str, torch.Tensor]) -> None:
+    arrays["beta"] = arrays["beta"] - 1
+
+
+def beta_nan(arrays: dict[str, torch.Tensor]) -> None:
+    arrays["beta"] = arrays["beta"] * torch.nan
+
+
+def position_elsewhere(arrays: dict[str, torch.Tensor]) -> None:
+    arrays["position"] = arrays["position"] + 1
+
+
+def position_missing(arrays: dict[str, torch.Tensor]) -> None:
+    arrays.pop("position")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [leaf_dropped, other_side, slopes_beyond_one, slopes_missing, negative_beta, beta_nan, position_elsewhere,
+     position_missing],
+)  # fmt: skip
+def test_changed_leaves_prove_nothing(
+    split: tuple[verifier.Query, Path], tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None]
+) -> None:
+    query, path = split
+    frames = list(read_frames(path))
+    place = max(
+        (k for k, f in enumerate(frames) if f.kind == "leaves" and bool(f.arrays["depth"][-1] > 0)),
+        key=lambda k: frames[k].arrays["slope"].shape[0],
+    )
+    arrays = dict(frames[place].arrays)
+    change(arrays)
+    frames[place] = replace(frames[place], arrays=arrays)
+    with open(tmp_path / "r", "wb") as stream:
+        stream.write(MAGIC)
+        for frame in frames:
+            write_frame(stream, frame)
+    report = recheck(query, tmp_path / "r")
+    assert not report.proved and report.failures
+
+
+@pytest.mark.parametrize("kind", ["leaves", "root"])
+def test_an_entry_less_proves_nothing(split: tuple[verifier.Query, Path], tmp_path: Path, kind: str) -> None:
+    query, path = split
+    frames = list(read_frames(path))
+    frames.pop(next(k for k, f in enumerate(frames) if f.kind == kind))
+    frames[-1] = replace(frames[-1], more={"counts": {"entries": len(frames) - 2}})
+    with open(tmp_path / "r", "wb") as stream:
+        stream.write(MAGIC)
+        for frame in frames:
+            write_frame(stream, frame)
+    assert not recheck(query, tmp_path / "r").proved
 
 
 def test_a_property_that_asks_nothing(model: Path, tmp_path: Path) -> None:
