@@ -124,15 +124,14 @@ class _Rows:
         prove them, with the multipliers in the bits that a record has."""
         least = self.least(found, found.bound)
         wanted = (least > self.known) & ((least > 0) | ~_either(least > 0))
-        some = found.take(wanted[found.clause])
+        some, exact = found.take(wanted[found.clause]), self.bounding.exact
         at = Bounded(some.bound, some.slopes, some.betas, some.weights, {}, some.bound, {})
-        entry = leaves.arrays_of(self.bounding.exact, some, at)
-        at = leaves.rounded(self.bounding.exact, some, at)
         bound = torch.full_like(some.bound, -torch.inf)
         for part in torch.arange(some.size, device=bound.device).split(self.options.batch):
-            if part.shape[0]:
-                bound[part] = self.bounding.decided(some.take(part), at.take(part))
-        return torch.where(wanted, self.least(some, bound), -torch.inf), entry
+            if part.shape[0]:  # rounded in parts: numbers in float64 for all leaves at once would be many
+                batch = some.take(part)
+                bound[part] = self.bounding.decided(batch, leaves.rounded(exact, batch, at.take(part)))
+        return torch.where(wanted, self.least(some, bound), -torch.inf), leaves.arrays_of(exact, some, at)
 
 
 def _either(found: Tensor) -> Tensor:

@@ -47,8 +47,8 @@ def arrays_of(task: int, clauses: Tensor, positions: Positions) -> dict[str, Ten
 
 
 def positions_of(plan: Plan, state: State, given: Mapping[str, Tensor]) -> Positions:
-    """The positions of a root's entry over a state. Any elements before ReLUs may be split, so they need not be those
-    that are unstable here. Raises ``ValueError`` for others."""
+    """The positions of a root's entry over a state (of the graph, or of what comes before a node). Any elements before
+    ReLUs may be split, so they need not be those that are unstable here. Raises ``ValueError`` for others."""
     nodes, counts, element = given["node"].tolist(), given["count"].tolist(), given["element"].long()
     if len(nodes) != len(counts) or min(counts, default=1) < 1 or sum(counts) != element.shape[0]:
         raise ValueError("positions and their pre-activations do not fit")
@@ -57,7 +57,7 @@ def positions_of(plan: Plan, state: State, given: Mapping[str, Tensor]) -> Posit
     places, start = list[Place](), 0
     for node, part in zip(nodes, element.split(counts), strict=True):
         consumers = plan.consumers[node] if node in plan.watched else ()
-        relus = tuple(c for c in consumers if c in plan.relaxed and isinstance(plan.graph.nodes[c].op, Relu))
+        relus = tuple(c for c in consumers if c in state.relaxations and isinstance(plan.graph.nodes[c].op, Relu))
         size = int(torch.Size(plan.graph.nodes[node].shape).numel()) if relus else 0
         if int(part[0]) < 0 or int(part[-1]) >= size or not bool((part[1:] > part[:-1]).all()):
             raise ValueError(f"the positions at node {node} are no elements before a ReLU, or do not rise")

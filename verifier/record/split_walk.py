@@ -3,6 +3,10 @@
 Of the entries only this is believed: which rows had which parameters, and what leaves were split by. All bounds are
 computed here by deciding passes, the first look at all boxes included; what is not refuted by that must have a root
 with all its open clauses, and for each of these a tree of refuted leaves.
+
+A search that found better bounds of inner neurons begins anew, and so do its entries: a root that follows such bounds
+takes the place of the one before it. The leaves before it are looked at, but count no more: they speak of other
+positions, and no tree is made of both.
 """
 
 from __future__ import annotations
@@ -97,13 +101,13 @@ class SplitWalk:
             self.roots[task] = Root.of(self.problem, self.exact, self.tasks[task], self._state(task), entry)
             self.paths[task] = []
             return nothing
-        if kind == inner.KIND and task in self.roots:
+        if kind == inner.KIND and task in self.roots and int(entry["target"]) in self.exact.watched:
             self.inner.setdefault(task, []).append(entry)
             return nothing
         if kind != leaves.KIND or task not in self.roots:
             raise ValueError(f"an entry of kind {kind!r} about task {task} at the wrong place")
         bound, paths = self.roots[task].decided(entry)
-        self.paths.setdefault(task, []).append(paths)
+        self.paths[task].append(paths)
         return bound.shape[0], bound[~(bound > 0)]
 
     def _state(self, task: int) -> State:
@@ -122,7 +126,7 @@ class SplitWalk:
                 found.append(f"task {task} was not split")
                 continue
             clauses = self.roots[task].clauses
-            parts = self.paths.get(task, [])
+            parts = self.paths[task]
             holes = uncovered(Paths.cat(parts), clauses.shape[0]) if parts else torch.ones_like(clauses)
             found += [
                 f"the leaves of clause {int(clauses[k])} in task {task} leave {int(holes[k])} parts of it open"

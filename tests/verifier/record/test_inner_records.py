@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -79,17 +80,76 @@ def test_the_same_bounds_are_found_again(case: Case) -> None:
     assert width(plan, again(case, [])) > width(plan, after)
 
 
-def test_a_row_with_a_hole_among_its_leaves_gains_nothing(case: Case) -> None:
-    """The last leaf of the last entry that has splits goes: its row is bounded as before."""
-    _, plan, before, after, entries = case
-    k = max(k for k, e in enumerate(entries) if int(e["depth"][-1]) > 0)
-    entry = dict(entries[k])
+def leaf_missing(entry: dict[str, Tensor]) -> None:
     last = int(entry["depth"][-1])
     free = (entry["slope"].shape[0] + entry["position"].shape[0]) // entry["clause"].shape[0] - last
     for name, count in {"clause": 1, "depth": 1, "position": last, "side": last, "beta": last, "slope": free}.items():
         entry[name] = entry[name][: entry[name].shape[0] - count]
-    found = again(case, [*entries[:k], entry, *entries[k + 1 :]])
-    assert width(plan, after) < width(plan, found) <= width(plan, before)
+
+
+def leaf_on_the_other_side(entry: dict[str, Tensor]) -> None:
+    entry["side"] = torch.cat([entry["side"][:-1], -entry["side"][-1:]])
+
+
+def leaf_of_another_row(entry: dict[str, Tensor]) -> None:
+    rows = torch.unique(entry["clause"])
+    entry["clause"] = torch.cat([entry["clause"][:-1], rows[rows != entry["clause"][-1]][:1]])
+
+
+@pytest.mark.parametrize("change", [leaf_missing, leaf_on_the_other_side, leaf_of_another_row])
+def test_leaves_with_a_hole_are_refused(case: Case, change: Callable[[dict[str, Tensor]], None]) -> None:
+    """Of the last leaf of an entry, which has splits."""
+    entries = case[-1]
+    k = max(k for k, e in enumerate(entries) if int(e["depth"][-1]) > 0)
+    entry = dict(entries[k])
+    change(entry)
+    with pytest.raises(ValueError, match="leave a part of the box open"):
+        again(case, [*entries[:k], entry, *entries[k + 1 :]])
+
+
+def test_weights_and_lines_from_outside_change_nothing(case: Case) -> None:
+    """A bound of twice a row is no bound of the row."""
+    _, plan, _, after, entries = case
+    heavy = [{**e, "weight": torch.full((e["clause"].shape[0], 1), 2.0)} for e in entries]
+    found = again(case, heavy)
+    assert all(torch.equal(found.bounds[n][0], again(case, entries).bounds[n][0]) for n in plan.watched)
+    assert width(plan, found) == pytest.approx(width(plan, after), rel=1e-9)
+
+
+def test_other_multipliers_prove_other_bounds_that_hold(case: Case) -> None:
+    """Whatever the numbers are, no point of the box lies outside."""
+    _, plan, _, after, entries = case
+    draw = torch.Generator().manual_seed(0)
+    for scale in (0.0, 0.3, 30.0):
+        other = [
+            {
+                **e,
+                "beta": scale * torch.rand(e["beta"].shape, generator=draw),
+                "slope": torch.randint(0, 256, e["slope"].shape, generator=draw, dtype=torch.uint8),
+            }
+            for e in entries
+        ]
+        found = again(case, other)
+        assert width(plan, found) > width(plan, after)
+        points = torch.rand((2000, 2), generator=draw, dtype=D) * torch.tensor([2.0, 2.0]) + torch.tensor([-1.0, -0.5])
+        values = {plan.input: points}
+        for node in plan.graph.nodes:
+            if node.id in plan.operands and node.id != plan.input:
+                pairs = zip(node.inputs, plan.operands[node.id], strict=True)
+                values[node.id] = node.op.forward(*(values[i] if c is None else c for i, c in pairs))
+        for node in plan.watched:
+            low, high = found.bounds[node]
+            assert bool(((values[node] >= low - 1e-12) & (values[node] <= high + 1e-12)).all())
+
+
+def test_rows_that_want_no_bounds_gain_none(case: Case) -> None:
+    """Another machine may know the sign of an element before its entry comes."""
+    problem, plan, before, _, entries = case
+    narrow = {n: (low.clone(), high.clone()) for n, (low, high) in before.bounds.items()}
+    node, element = int(entries[-1]["target"]), int(entries[-1]["row"][0])
+    narrow[node][0][0, element] = 0.0
+    state = refined_by_splits(problem, plan, 0, replace(before, bounds=narrow), proved(entries))
+    assert float(state.bounds[node][0][0, element]) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -97,8 +157,12 @@ def test_a_row_with_a_hole_among_its_leaves_gains_nothing(case: Case) -> None:
     [
         ("beta", lambda v: v - 1, "multiplier"),
         ("slope", lambda v: v.float() / 255 + 0.7, "slopes"),
-        ("row", lambda v: v + 100, "want no bounds"),
-        ("row", lambda v: 0 * v, "want no bounds"),
+        ("row", lambda v: v + 100, "does not have"),
+        ("row", lambda v: v - 100, "does not have"),
+        ("depth", lambda v: v + 1, "splits"),
+        ("slope", lambda v: v[1:], "slopes"),
+        ("node", lambda v: v + int(1e6), "no elements"),
+        ("node", lambda v: 11 + 0 * v, "no elements|do not rise"),
         ("clause", lambda v: v + 1000, "not there"),
         ("element", lambda v: v + 100, "no elements"),
     ],

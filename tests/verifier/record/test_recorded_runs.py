@@ -19,7 +19,7 @@ from verifier.pipeline import verify
 from verifier.record.frames import MAGIC, read_frames, write_frame
 from verifier.record.recheck import recheck
 from verifier.record.writer import Recorder
-from verifier.strategy import choose, features
+from verifier.strategy import InnerPlan, choose, features
 
 BOX = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)" + "".join(
     f"(assert (>= X_{i} -1))(assert (<= X_{i} 1))" for i in range(2)
@@ -162,6 +162,53 @@ def test_an_entry_less_proves_nothing(split: tuple[verifier.Query, Path], tmp_pa
     query, path = split
     frames = list(read_frames(path))
     frames.pop(next(k for k, f in enumerate(frames) if f.kind == kind))
+    frames[-1] = replace(frames[-1], more={"counts": {"entries": len(frames) - 2}})
+    with open(tmp_path / "r", "wb") as stream:
+        stream.write(MAGIC)
+        for frame in frames:
+            write_frame(stream, frame)
+    assert not recheck(query, tmp_path / "r").proved
+
+
+@pytest.fixture(scope="module")
+def anew(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[verifier.Query, Path]:
+    """A query whose proof begins anew with better bounds of inner neurons after the first step, and its record."""
+    query = verifier.read(model, asked(model, f"{least(model) - 1:.3f}"))
+    strategy = replace(choose(features(query)), split_inputs=False, attack_after=0.0)
+    plan = replace(strategy.activation_split, intermediate_steps=2, root_steps=2, steps=2, batch=4)
+    strategy = replace(strategy, activation_split=replace(plan, inner=InnerPlan(rounds=3, batch=16)))
+    path = tmp_path_factory.mktemp("anew") / "r"
+    verdict, same = (verify(query, timeout=60, strategy=strategy, record=to) for to in (path, None))
+    assert isinstance(verdict, verifier.Verified) and verdict.record == str(path)
+    assert isinstance(same, verifier.Verified)
+    assert (same.margin, same.subproblems) == (verdict.margin, verdict.subproblems), "a record changes nothing"
+    return query, path
+
+
+def test_a_run_with_better_inner_bounds_is_proved_again(anew: tuple[verifier.Query, Path]) -> None:
+    query, path = anew
+    kinds = [frame.kind for frame in read_frames(path)]
+    last = len(kinds) - 1 - kinds[::-1].index("root")
+    assert kinds.count("root") == 2 and "inner" in kinds[:last] and "leaves" in kinds[last:]
+    report = recheck(query, path)
+    assert report.proved and report.leaves == report.reproved > 2, report.failures
+
+
+@pytest.mark.parametrize("change", ["no inner bounds", "no second root", "other side", "leaf dropped"])
+def test_a_run_with_other_inner_bounds_proves_nothing(
+    anew: tuple[verifier.Query, Path], tmp_path: Path, change: str
+) -> None:
+    query, path = anew
+    frames = list(read_frames(path))
+    if change in ("other side", "leaf dropped"):
+        k = max(k for k, f in enumerate(frames) if f.kind == "inner" and int(f.arrays["depth"][-1]) > 0)
+        arrays = dict(frames[k].arrays)
+        other_side(arrays) if change == "other side" else leaf_dropped(arrays)
+        frames[k] = replace(frames[k], arrays=arrays)
+    elif change == "no second root":
+        frames.pop(max(k for k, f in enumerate(frames) if f.kind == "root"))
+    else:
+        frames = [f for f in frames if f.kind != "inner"]
     frames[-1] = replace(frames[-1], more={"counts": {"entries": len(frames) - 2}})
     with open(tmp_path / "r", "wb") as stream:
         stream.write(MAGIC)
