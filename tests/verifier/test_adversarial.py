@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import verifier
 from verifier import pipeline
 from verifier.property import read_property
+from verifier.run import Run
 from verifier.strategy import choose, features
 
 
@@ -47,7 +48,7 @@ def _verdict(query: Any, split_inputs: bool, monkeypatch: pytest.MonkeyPatch, at
     """What the proving engines say, with or without an attack before them."""
     strategy = replace(choose(features(query)), split_inputs=split_inputs)
     if not attack:
-        monkeypatch.setattr(pipeline, "_attack", lambda *_: None)
+        monkeypatch.setattr(Run, "attack", lambda *_: None)
     return pipeline.verify(query, timeout=20, device="cpu", strategy=strategy)
 
 

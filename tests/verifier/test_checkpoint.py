@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import verifier
-from verifier import checkpoint
+from verifier import checkpoint, pipeline
 from verifier.regions import from_box
+from verifier.replay import Replayer
+from verifier.strategy import choose, features
 
 DIGITS = Path(__file__).resolve().parents[2] / "benchmarks" / "digits"
 MODEL = DIGITS / "digits.onnx"
@@ -159,6 +162,24 @@ def test_no_time_leaves_the_file_as_it_was_and_trouble_in_writing_is_told(
     monkeypatch.setattr(checkpoint, "write", full)
     verdict = verifier.verify(of_many_inputs(), checkpoint=tmp_path / "state.npz")
     assert verdict.word == "unsat" and verdict.notes[-1] == "no checkpoint: no space left"
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("split_inputs", [True, False])
+def test_what_cannot_be_split_is_open_after_going_on_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split_inputs: bool
+) -> None:
+    """The last file of a run that was killed before it said ``unknown``."""
+    path, query = tmp_path / "state.npz", from_box(MODEL, centre(), centre())
+    query = replace(query, cases=replace(query.cases, threshold=query.cases.threshold + 100))
+    strategy = replace(choose(features(query)), split_inputs=split_inputs)
+    monkeypatch.setattr(checkpoint.Saver, "remove", lambda self: None)
+    monkeypatch.setattr(Replayer, "replay", lambda self, points: None)
+    for _ in range(2):
+        verdict = pipeline.verify(query, strategy=strategy, checkpoint=path)
+        assert isinstance(verdict, verifier.Unknown)
+        assert "stay open" in verdict.reason
+    assert verdict.notes[-1] == f"the search went on from {path}"
 
 
 KILLED = """

@@ -239,10 +239,13 @@ class Misfit(ValueError):
 
 
 class SearchState(Protocol):
-    """Where a search stands; ``tensors``: the same by name, for a search over the same task to ``restore``."""
+    """Where a search stands: ``finished`` where nothing is left that could be bounded again; what is ``stuck`` is open
+    then too. ``tensors``: the same by name, for a search over the same task to ``restore``."""
 
     @property
     def finished(self) -> bool: ...
+    @property
+    def stuck(self) -> Pending: ...
     def tensors(self) -> dict[str, Tensor]: ...
 
 

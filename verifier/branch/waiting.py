@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,13 +15,13 @@ from verifier.branch.problem import OpenTask, Tally
 @dataclass(frozen=True, slots=True, eq=False)
 class Waiting:
     """``tasks`` from ``at`` on are still to be decided; ``stuck`` subproblems of those before stay open; ``tally``
-    counts what came before the task at hand; ``attacked``: whether the longer attack is over."""
+    counts what came before the task at hand; ``interrupted``: whether the one interruption of its search is over."""
 
     tasks: tuple[OpenTask, ...]
     tally: Tally = field(default_factory=Tally)
     at: int = 0
     stuck: int = 0
-    attacked: bool = False
+    interrupted: bool = False
 
     @property
     def task(self) -> OpenTask:
@@ -30,7 +30,7 @@ class Waiting:
 
     def next(self, stuck: int, tally: Tally) -> Waiting:
         """After the task at hand left ``stuck`` subproblems open, with what has been counted since the beginning."""
-        return replace(self, at=self.at + 1, stuck=self.stuck + stuck, tally=tally)
+        return Waiting(self.tasks, tally, self.at + 1, self.stuck + stuck)
 
     def tensors(self, bounds: Mapping[int, Interval]) -> dict[str, Tensor]:
         """By name, with proven bounds of the task at hand by node."""
@@ -38,7 +38,7 @@ class Waiting:
             "tasks": torch.tensor([t.task for t in self.tasks]),
             "alive": torch.stack([t.alive for t in self.tasks]),
             "before": self.tally.tensor(),
-            "place": torch.tensor([self.at, self.stuck, int(self.attacked)]),
+            "place": torch.tensor([self.at, self.stuck, int(self.interrupted)]),
         }
         for node, (low, high) in bounds.items():
             found[f"lower.{node}"], found[f"upper.{node}"] = low, high
@@ -48,9 +48,9 @@ class Waiting:
     def restored(saved: Mapping[str, Tensor], device: torch.device) -> Waiting:
         """From ``tensors``."""
         alive = saved["alive"].to(device)
-        at, stuck, attacked = saved["place"].tolist()
+        at, stuck, interrupted = saved["place"].tolist()
         tasks = tuple(OpenTask(task, alive[k]) for k, task in enumerate(saved["tasks"].tolist()))
-        return Waiting(tasks, Tally.restored(saved["before"]), at, stuck, bool(attacked))
+        return Waiting(tasks, Tally.restored(saved["before"]), at, stuck, bool(interrupted))
 
 
 def bounds_of(saved: Mapping[str, Tensor], device: torch.device) -> dict[int, Interval]:

@@ -18,7 +18,7 @@ import verifier
 from bounds.graph import Builder
 from bounds.ops.gemm import Gemm
 from bounds.ops.relu import Relu
-from verifier import pipeline
+from verifier import pipeline, run
 from verifier.attacks.beside import Rhythm, near
 from verifier.attacks.plan import BesidePlan
 from verifier.attacks.starts import Starts
@@ -123,9 +123,9 @@ def test_what_is_found_beside_decides(monkeypatch: pytest.MonkeyPatch, split_inp
         heard.append(starts)
         return near(query, starts, *rest, **named)
 
-    monkeypatch.setattr(pipeline, "candidates", lambda *args, **named: iter(()))
+    monkeypatch.setattr(run, "candidates", lambda *args, **named: iter(()))
     monkeypatch.setattr(Starts, "fulfilling", lambda self: None)
-    monkeypatch.setattr(pipeline, "near", watched)
+    monkeypatch.setattr(run, "near", watched)
     verdict = pipeline.verify(query, timeout=60, strategy=strategy)
     assert verdict.word == "sat"
     assert heard

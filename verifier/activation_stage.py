@@ -1,0 +1,128 @@
+"""The stage of activation splits: bounds of all boxes at once, then a search over each box that they leave open.
+
+Such a box first gets better bounds, by an ascent for each neuron. A search that lasts is interrupted once: for a longer
+attack on all that is open, and for better bounds of inner neurons, with which it begins anew.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from verifier.branch.activation_split import ActivationSplit, SplitState
+from verifier.branch.problem import OpenTask, Tally
+from verifier.branch.root import recall, refine, refine_by_splits, screen, watched
+from verifier.branch.waiting import Waiting, bounds_of
+from verifier.checkpoint import Saved, of_search
+from verifier.record import inner
+from verifier.record.roots import keeping
+from verifier.run import Run
+from verifier.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Begun:
+    """A search over one box, and where it stands; ``task`` has the bounds that it works with."""
+
+    task: OpenTask
+    search: ActivationSplit
+    state: SplitState
+
+
+def split_activations(run: Run, saved: Saved | None) -> Verdict:
+    """Decide a query box by box, from its beginning or from a checkpoint."""
+    waiting = _screened(run) if saved is None else Waiting.restored(saved, run.exact.device)
+    while waiting is not None and waiting.at < len(waiting.tasks):
+        state = _split_task(run, waiting, saved)
+        if run.expired() and not (state.finished and not state.stuck.size):
+            return run.undecided("")
+        waiting, saved = waiting.next(state.stuck.size, Tally(run.refuted, run.margin, run.upper)), None
+    if waiting is None:
+        return run.undecided("")
+    stuck = waiting.stuck
+    return run.undecided(f"{stuck} subproblems stay open with nothing left to split") if stuck else run.verified()
+
+
+def _screened(run: Run) -> Waiting | None:
+    """The tasks that bounds alone leave open; None where the time is up."""
+    run.enter("root bounds")
+    problem = run.problem
+    open_tasks: list[OpenTask] = []
+    for done, part in screen(problem, run.exact, run.deadline):
+        run.refuted += part.refuted
+        run.margin = min(run.margin, part.least_margin)
+        open_tasks += part.open
+        run.open_share = (len(open_tasks) + problem.tasks - done) / problem.tasks
+        run.bound = min((p.bound for p in [part] if p.open), default=run.bound)
+        run.progress(len(open_tasks))
+        if run.expired():
+            return None
+    return Waiting(tuple(open_tasks), Tally(run.refuted, run.margin))
+
+
+def _split_task(run: Run, waiting: Waiting, saved: Saved | None) -> SplitState:
+    """Branch on the box at hand until it is done or the time is up."""
+    run.enter("activation split")
+    run.settled, run.margin, run.upper = waiting.tally.refuted, waiting.tally.least_margin, waiting.tally.upper_bound
+    begun = _started(run, waiting.task) if saved is None else _resumed(run, waiting.task, saved)
+    if waiting.interrupted:
+        return _followed(run, waiting, begun)
+    state = _followed(run, waiting, begun, time.monotonic() + run.strategy.attack_after)
+    if run.expired() or (state.finished and not state.stuck.size):
+        return state
+    if not waiting.at:  # one attack on all open tasks is enough
+        _attack_longer(run, waiting.tasks)
+    begun = _with_better_bounds(run, replace(begun, state=state))
+    run.enter("activation split")
+    return _followed(run, replace(waiting, interrupted=True), begun)
+
+
+def _started(run: Run, task: OpenTask) -> _Begun:
+    """A search from its beginning, with bounds that ascended."""
+    plan, plans = run.strategy.activation_split, (run.rough, run.exact)
+    until, keep = run.share(plan.intermediate_share), keeping(run.write, task.task)
+    refined = refine(run.problem, plans, task, plan.intermediate_steps, until, keep)
+    search = ActivationSplit(run.problem, plans, refined, plan, run.write)
+    return _Begun(refined, search, search.start())
+
+
+def _resumed(run: Run, task: OpenTask, saved: Saved) -> _Begun:
+    """A search where a checkpoint left it."""
+    known = recall(run.problem, run.exact, task, bounds_of(saved, run.exact.device))
+    search = ActivationSplit(run.problem, (run.rough, run.exact), known, run.strategy.activation_split)
+    return _Begun(known, search, search.restore(of_search(saved)))
+
+
+def _with_better_bounds(run: Run, begun: _Begun) -> _Begun:
+    """A search with better bounds of inner neurons, from its beginning (what is open was bounded with worse lines); the
+    same search where there are none."""
+    run.enter("inner bounds")
+    plan, plans = run.strategy.activation_split, (run.rough, run.exact)
+    until, keep = run.share(plan.inner_share), inner.keeping(run.write, begun.task.task)
+    better = refine_by_splits(run.problem, plans, begun.task, plan.inner, until, keep)
+    if better is begun.task:
+        return begun
+    search = ActivationSplit(run.problem, plans, better, plan, run.write)
+    return _Begun(better, search, search.start())
+
+
+def _followed(run: Run, waiting: Waiting, begun: _Begun, until: float = math.inf) -> SplitState:
+    """The state of a search when it is done, or the time ``until`` has come."""
+    known, total = watched(run.exact, begun.task), run.problem.tasks
+    run.place = lambda: waiting.tensors(known)
+    return run.follow(begun.search, begun.state, 1 / total, (len(waiting.tasks) - waiting.at - 1) / total, until)
+
+
+def _attack_longer(run: Run, tasks: Sequence[OpenTask]) -> None:
+    """A second attack, on the clauses that bounds left open, for a share of the time left."""
+    strategy = run.strategy
+    until = min(time.monotonic() + strategy.attack_seconds, run.share(strategy.attack_share))
+    clauses = [run.problem.clauses[t.task][t.alive] for t in tasks]
+    if clauses:
+        run.enter("longer attack")
+        plan = replace(strategy.attack, rounds=strategy.attack_rounds, seed=strategy.attack.seed + 1)
+        run.attack(plan, until, torch.cat(clauses).cpu().numpy())
