@@ -32,7 +32,7 @@ from verifier.branch.positions import Positions
 from verifier.branch.problem import Misfit, OpenTask, Problem, Step, Tally
 from verifier.branch.scores import chosen
 from verifier.branch.splits import Splits, children
-from verifier.record import leaves, roots
+from verifier.record import leaves, point_leaves, roots
 from verifier.record.entries import Write
 from verifier.strategy import AscentPlan
 
@@ -105,7 +105,7 @@ class ActivationSplit:
     def start(self) -> SplitState:
         """The clauses at the root, not bounded yet."""
         if self.write is not None:
-            self.write(roots.ROOT, roots.arrays_of(self.task, self.clauses, self.positions))
+            self.write(roots.ROOT, roots.arrays_of(self.task, self.clauses, self.positions, self.bounding.points))
         root = OpenSplits.of(self._root(), self.options.memory)
         return SplitState(root, root.warm.bare(), Tally(), begun=False)
 
@@ -189,11 +189,9 @@ class ActivationSplit:
         """``[K]`` float64: the proven bound where the search calls a subproblem refuted; elsewhere at most 0."""
         proven = found.bound.double().clamp(max=0)
         hopeful = (found.bound > 0).nonzero().flatten()
+        decided = leaves.decided if self.bounding.points is None else point_leaves.decided
         for part in hopeful.split(self.options.batch) if hopeful.shape[0] else ():
-            if self.bounding.points is not None:  # no entries of these yet
-                proven[part] = self.bounding.decided(batch.take(part), found.take(part))
-                continue
-            proven[part], entries = leaves.decided(self.bounding, batch.take(part), found.take(part))
+            proven[part], entries = decided(self.bounding, batch.take(part), found.take(part))
             if self.write is not None:
                 for entry in entries:
                     self.write(leaves.KIND, {"task": torch.tensor([self.task]), **entry})

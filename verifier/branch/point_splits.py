@@ -29,13 +29,23 @@ ELEMENTS = 1 << 23
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
     """Parameters of one side (0 below, 1 above) of a relaxed ``node``: their ``columns`` of P, the flat ``elements``
-    they belong to, and the ``positions`` ``[E]`` that they are the lines of (-1: none, or elements are mixed)."""
+    they belong to, and the ``positions`` ``[E]`` that they are the lines of (-1: none, or elements are mixed).
+    ``share``: they lie between 0 and 1 (``Nonlinear.through_origin``)."""
 
     node: int
     side: int
     columns: slice
     elements: Tensor
     positions: Tensor
+    share: bool
+
+    @staticmethod
+    def of(plan: Plan, positions: Positions, node: int, side: int, first: int, elements: Tensor) -> Side:
+        """From column ``first`` on."""
+        op = plan.graph.nodes[node].op
+        assert isinstance(op, Nonlinear)
+        columns = slice(first, first + elements.shape[0])
+        return Side(node, side, columns, elements, _positions(plan, positions, node, elements), op.through_origin)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,13 +84,25 @@ class PointRoot:
                     continue
                 shape = (1, *plan.graph.nodes[node].shape)
                 free = (side.greatest > side.least).expand(shape).flatten().nonzero().flatten()
-                columns = slice(first, first + free.shape[0])
-                sides.append(Side(node, k, columns, free, _positions(plan, positions, node, free)))
+                sides.append(Side.of(plan, positions, node, k, first, free))
                 start.append(side.start.expand(shape).flatten()[free])
-                first = columns.stop
+                first = sides[-1].columns.stop
         plain = torch.cat(start) if start else none.new_zeros(0)
-        elements = sum(math.prod(n.shape) for n in plan.graph.nodes if n.id in plan.operands)
-        return PointRoot(positions, tuple(sides), rows, rhs, plain, max(1, ELEMENTS // max(1, elements)))
+        return PointRoot(positions, tuple(sides), rows, rhs, plain, _most(plan))
+
+    @staticmethod
+    def proving(plan: Plan, positions: Positions, rows: Tensor, rhs: Tensor, sides: tuple[Side, ...]) -> PointRoot:
+        """To decide with given parameters alone, not to search: those of ``sides``."""
+        count = sides[-1].columns.stop if sides else 0
+        return PointRoot(positions, sides, rows, rhs, rhs.new_full((count,), torch.nan), _most(plan))
+
+    @property
+    def shares(self) -> Tensor:
+        """``[P]`` bool: parameters that lie between 0 and 1."""
+        found = torch.zeros_like(self.plain, dtype=torch.bool)
+        for side in self.sides:
+            found[side.columns] = side.share
+        return found
 
     def dual(self, plan: Plan, batch: Splits) -> tuple[Dual, Tensor]:
         """The bounding problems of some subproblems, and ``[K]`` bool: those known to be empty."""
@@ -141,14 +163,19 @@ class PointRoot:
         return PointBounds(found.bound, slopes, betas, chosen.weights, found.corner)
 
     def decided(self, plan: Plan, batch: Splits, slopes: Tensor, betas: Tensor, weights: Tensor) -> Tensor:
-        """``[K]``: lower bounds in exact arithmetic, from one walk with these multipliers in 16 bits; infinite where
-        bounds alone say that there is no input."""
-        slopes, betas, parts = in_16_bits(slopes), in_16_bits(betas), list[Tensor]()
+        """``[K]``: lower bounds in exact arithmetic, from one walk with these multipliers; infinite where bounds alone
+        say that there is no input."""
+        parts = list[Tensor]()
         for part in torch.arange(batch.size, device=batch.clause.device).split(self.most):
             dual, empty = self.dual(plan, batch.take(part))
             bound = evaluate(dual, self.multipliers(dual, slopes[part], betas[part], weights[part]))[1]
             parts.append(torch.where(empty, torch.inf, torch.nan_to_num(bound, nan=-torch.inf)))
         return torch.cat(parts) if parts else self.rhs.new_zeros(0)
+
+
+def _most(plan: Plan) -> int:
+    elements = sum(math.prod(n.shape) for n in plan.graph.nodes if n.id in plan.operands)
+    return max(1, ELEMENTS // max(1, elements))
 
 
 def _positions(plan: Plan, positions: Positions, node: int, elements: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class Positions:
     def of(plan: Plan, root: State) -> Positions:
         """The unstable ReLU inputs of the root's box, as far as the state goes; where anything else is relaxed, all
         that operators gain from."""
-        if not all(isinstance(plan.graph.nodes[n].op, Relu) for n in plan.relaxed):
+        if splits_at_points(plan):
             return Positions.of_points(plan, root)
         places: list[Place] = []
         start = 0
@@ -149,6 +149,11 @@ class Positions:
         whole = _expanded((root.box.lower, root.box.upper), plan, count)
         state, crossed = propagate(plan, Box(*known.get(plan.input, whole)), inherited=known)
         return state, empty | crossed
+
+
+def splits_at_points(plan: Plan) -> bool:
+    """Whether splits are at any points of any operators: where something else than ReLUs is relaxed."""
+    return not all(isinstance(plan.graph.nodes[n].op, Relu) for n in plan.relaxed)
 
 
 def _expanded(ends: Interval, plan: Plan, count: int) -> Interval:

@@ -24,9 +24,9 @@ from verifier.branch.bounding import Bounding
 from verifier.branch.objectives import Objectives
 from verifier.branch.problem import OpenTask, Problem
 from verifier.branch.root import refined, refined_by_splits, screen
-from verifier.record import inner, leaves
+from verifier.record import inner, leaves, point_leaves
 from verifier.record.paths import Paths, uncovered
-from verifier.record.roots import BOUNDS, ROOT, positions_of
+from verifier.record.roots import BOUNDS, ROOT, points_of, positions_of
 
 BATCH = 128
 """Leaves that are decided at once."""
@@ -50,18 +50,24 @@ class Root:
         if bool((task.alive & ~alive).any()):
             raise ValueError(f"clauses of task {task.task} are not refuted by its bounds, and were not searched")
         positions = positions_of(exact, state, given)
-        bounding = Bounding(exact, exact, positions, asked.rows, asked.rhs, exact.output, None)
+        points = points_of(exact, positions, asked.rows, asked.rhs, given)
+        bounding = Bounding(exact, exact, positions, asked.rows, asked.rhs, exact.output, None, points)
         return Root(bounding, asked.clauses)
 
     def decided(self, entry: Mapping[str, Tensor]) -> tuple[Tensor, Paths]:
         """``[K]``: proven bounds of an entry of leaves (positive: refuted), and what these were split by.
 
         Raises ``ValueError`` for numbers that prove nothing."""
-        shape = (self.clauses.shape[0], self.bounding.rhs.shape[1])
-        batch, found = leaves.of_arrays(entry, shape, self.bounding.positions.count)
+        shape, points = (self.clauses.shape[0], self.bounding.rhs.shape[1]), self.bounding.points
+        if points is None:
+            batch, found = leaves.of_arrays(entry, shape, self.bounding.positions.count)
+            paths = leaves.paths_of(entry)
+        else:
+            batch, found = point_leaves.of_arrays(entry, shape, points)
+            paths = point_leaves.paths_of(entry)
         every = torch.arange(batch.size)
         bounds = [self.bounding.decided(batch.take(part), found.take(part)) for part in every.split(BATCH)]
-        return torch.cat([torch.zeros(0, dtype=torch.float64), *bounds]), leaves.paths_of(entry)
+        return torch.cat([torch.zeros(0, dtype=torch.float64), *bounds]), paths
 
 
 class SplitWalk:
