@@ -74,6 +74,8 @@ def _least(plan: Plan, state: State, asked: tuple[int, Selection], entry: Mappin
     node, units = asked
     rows = units.dense().to(plan.dtype).unsqueeze(1)
     positions = positions_of(plan, state, entry)
+    if positions.points:
+        raise ValueError("inner bounds by splits are of networks where only ReLUs are relaxed")
     bounding = Bounding(plan, plan, positions, rows, rows.new_zeros(rows.shape[:2]), node, None)
     _check_cover(leaves.paths_of(entry), node)
     least = rows.new_full((rows.shape[0],), torch.inf)

@@ -16,6 +16,7 @@ from bounds.backward import State
 from bounds.graph import Builder
 from bounds.ops.gemm import Gemm
 from bounds.ops.relu import Relu
+from bounds.ops.sshape import Sigmoid
 from bounds.plan import Plan, prepare
 from bounds.rounding import Rounding
 from verifier.branch.problem import Problem
@@ -140,6 +141,16 @@ def test_other_multipliers_prove_other_bounds_that_hold(case: Case) -> None:
         for node in plan.watched:
             low, high = found.bounds[node]
             assert bool(((values[node] >= low - 1e-12) & (values[node] <= high + 1e-12)).all())
+
+
+def test_networks_with_other_operators_have_none(case: Case) -> None:
+    problem, plan, before, _, entries = case
+    nodes = list(plan.graph.nodes)
+    last = max(plan.relaxed)
+    nodes[last] = replace(nodes[last], op=Sigmoid())
+    other = prepare(replace(plan.graph, nodes=tuple(nodes)), D, rounding=Rounding.of(D))
+    with pytest.raises(ValueError, match="only ReLUs"):
+        refined_by_splits(problem, other, 0, before, proved(entries))
 
 
 def test_rows_that_want_no_bounds_gain_none(case: Case) -> None:
