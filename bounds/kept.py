@@ -210,7 +210,6 @@ def reproved(kept: Mapping[int, Kept]) -> Tighten:
     return tighten
 
 
-
 def arrays(kept: Kept) -> dict[str, Tensor]:
     """A ``Kept`` as named tensors: ``screened, walked, rows``, ``chunks`` (how many of the rows go together), and
     ``values/NODE/SIDE``."""

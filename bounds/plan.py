@@ -7,6 +7,7 @@ evaluation of the same operator on the sizes of its operands (``affine_charge`` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -65,6 +66,11 @@ class Plan:
     def output(self) -> int:
         """Id of the output node."""
         return self.graph.outputs[0]
+
+    @property
+    def elements(self) -> int:
+        """How many elements all nodes together have that depend on the input (which is not one of them)."""
+        return sum(math.prod(self.graph.nodes[i].shape) for i in self.operands)
 
     def ends(self, node: int, bounds: Mapping[int, Interval]) -> list[Interval]:
         """Both ends of each operand of a variable node; constants as they are."""

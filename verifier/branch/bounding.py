@@ -8,7 +8,6 @@ Where every relaxed operator is a ReLU and every clause one literal, the ascent 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from bounds.ops.base import Parameters
 from bounds.plan import Plan
 from verifier.branch.condensed_splits import CondensedRoot
 from verifier.branch.leaf import multipliers
-from verifier.branch.point_splits import ELEMENTS, PointRoot
+from verifier.branch.point_splits import PointRoot, at_once
 from verifier.branch.positions import Positions
 from verifier.branch.splits import Splits
 
@@ -136,8 +135,7 @@ class Bounding:
 
     def _parts(self, batch: Splits) -> Iterator[Splits]:
         """Of a size whose walks over the graph fit the memory."""
-        nodes = (n for n in self.rough.graph.nodes if n.id in self.rough.operands)
-        most = max(1, ELEMENTS // max(1, sum(math.prod(n.shape) for n in nodes)))
+        most = at_once(self.rough)
         for first in range(0, max(1, batch.size), most):
             yield batch.take(slice(first, first + most))
 

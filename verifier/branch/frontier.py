@@ -7,6 +7,7 @@ are bounded from their box alone when their turn comes. Nothing is ever dropped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from bounds.ops.base import Interval
+
+Shapes = Mapping[int, tuple[int, ...]]
+"""Of the nodes whose bounds subproblems inherit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,11 +157,10 @@ class Frontier:
     """Open subproblems; ``first`` have inherited nothing yet, ``shapes`` are those of the nodes whose bounds later ones
     inherit, ``memory`` the bytes that these may take."""
 
-    def __init__(self, first: Subproblems, shapes: Mapping[int, tuple[int, ...]], dtype: torch.dtype, memory: int):
+    def __init__(self, first: Subproblems, shapes: Shapes, dtype: torch.dtype, memory: int) -> None:
         self.shapes, self.dtype = shapes, dtype
-        each = sum(2 * dtype.itemsize * int(torch.Size(s).numel()) for s in shapes.values())
-        self.most = memory // max(1, each)
-        self.warm = Store(self._unbounded(first.take(first.task[:0])))
+        self.most = most_inherited(shapes, dtype, memory)
+        self.warm = Store(unbounded(first.take(first.task[:0]), shapes, dtype))
         self.cold = Store(first.bare())
         self.cold.put(first.bare())
 
@@ -195,14 +198,22 @@ class Frontier:
         warm, cold = chosen[within], chosen[~within] - self.warm.slots.size
         parts = [self.warm.take(warm)] if warm.shape[0] else []
         if cold.shape[0] or not parts:
-            parts.append(self._unbounded(self.cold.take(cold)))
+            parts.append(unbounded(self.cold.take(cold), self.shapes, self.dtype))
         return Subproblems.cat(parts)
 
-    def _unbounded(self, bare: Subproblems) -> Subproblems:
-        def low(shape: tuple[int, ...]) -> Tensor:
-            return torch.full((bare.size, *shape), -torch.inf, dtype=self.dtype, device=bare.task.device)
 
-        return replace(bare, inherited={i: (low(shape), -low(shape)) for i, shape in self.shapes.items()})
+def unbounded(bare: Subproblems, shapes: Shapes, dtype: torch.dtype) -> Subproblems:
+    """The same, which inherit bounds that say nothing of nodes with these shapes."""
+
+    def low(shape: tuple[int, ...]) -> Tensor:
+        return torch.full((bare.size, *shape), -torch.inf, dtype=dtype, device=bare.task.device)
+
+    return replace(bare, inherited={i: (low(shape), -low(shape)) for i, shape in shapes.items()})
+
+
+def most_inherited(shapes: Shapes, dtype: torch.dtype, memory: int) -> int:
+    """How many subproblems can have bounds of nodes with these shapes within ``memory`` bytes."""
+    return memory // max(1, sum(2 * dtype.itemsize * math.prod(s) for s in shapes.values()))
 
 
 def least(bound: Tensor, count: int) -> tuple[Tensor, Tensor]:

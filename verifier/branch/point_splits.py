@@ -88,13 +88,13 @@ class PointRoot:
                 start.append(side.start.expand(shape).flatten()[free])
                 first = sides[-1].columns.stop
         plain = torch.cat(start) if start else none.new_zeros(0)
-        return PointRoot(positions, tuple(sides), rows, rhs, plain, _most(plan))
+        return PointRoot(positions, tuple(sides), rows, rhs, plain, at_once(plan))
 
     @staticmethod
     def proving(plan: Plan, positions: Positions, rows: Tensor, rhs: Tensor, sides: tuple[Side, ...]) -> PointRoot:
         """To decide with given parameters alone, not to search: those of ``sides``."""
         count = sides[-1].columns.stop if sides else 0
-        return PointRoot(positions, sides, rows, rhs, rhs.new_full((count,), torch.nan), _most(plan))
+        return PointRoot(positions, sides, rows, rhs, rhs.new_full((count,), torch.nan), at_once(plan))
 
     @property
     def shares(self) -> Tensor:
@@ -173,9 +173,9 @@ class PointRoot:
         return torch.cat(parts) if parts else self.rhs.new_zeros(0)
 
 
-def _most(plan: Plan) -> int:
-    elements = sum(math.prod(n.shape) for n in plan.graph.nodes if n.id in plan.operands)
-    return max(1, ELEMENTS // max(1, elements))
+def at_once(plan: Plan) -> int:
+    """How many subproblems are walked over the whole graph at once."""
+    return max(1, ELEMENTS // max(1, plan.elements))
 
 
 def _positions(plan: Plan, positions: Positions, node: int, elements: Tensor) -> Tensor:

@@ -49,8 +49,7 @@ class Screened:
 def screen(problem: Problem, plan: Plan, until: float = math.inf) -> Iterator[tuple[int, Screened]]:
     """CROWN bounds of every task's box in batches, of what its clauses can depend on: ``(tasks done, result)`` after
     each; intervals after ``until``."""
-    elements = sum(int(torch.Size(n.shape).numel()) for n in plan.graph.nodes if n.id in plan.operands)
-    step = max(1, min(256, BATCH_ELEMENTS // max(1, elements)))
+    step = max(1, min(256, BATCH_ELEMENTS // max(1, plan.elements)))
     tasks = torch.arange(problem.tasks, device=plan.device)
     for batch in tasks.split(step):
         yield int(batch[-1]) + 1, _screen(problem, plan, batch, until)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -42,38 +42,14 @@ class Splits:
 
     def take(self, index: Tensor | slice) -> Splits:
         """Those at ``index`` (numbers, a mask or a slice)."""
-        return Splits(
-            self.clause[index],
-            self.signs[index],
-            self.slopes[index],
-            self.betas[index],
-            self.weights[index],
-            self.bound[index],
-            self.share[index],
-            self.next[index],
-            self.low[index],
-            self.high[index],
-            self.point[index],
-        )
+        return Splits(*(getattr(self, f.name)[index] for f in fields(self)))
 
     @staticmethod
     def cat(parts: Sequence[Splits]) -> Splits:
         """All of them, in order."""
         if len(parts) == 1:
             return parts[0]
-        return Splits(
-            torch.cat([p.clause for p in parts]),
-            torch.cat([p.signs for p in parts]),
-            torch.cat([p.slopes for p in parts]),
-            torch.cat([p.betas for p in parts]),
-            torch.cat([p.weights for p in parts]),
-            torch.cat([p.bound for p in parts]),
-            torch.cat([p.share for p in parts]),
-            torch.cat([p.next for p in parts]),
-            torch.cat([p.low for p in parts]),
-            torch.cat([p.high for p in parts]),
-            torch.cat([p.point for p in parts]),
-        )
+        return Splits(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Splits)))
 
 
 def children(batch: Splits) -> Splits:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from verifier.branch.box_bounds import BoundedBoxes, BoxBounds
-from verifier.branch.frontier import Store, Subproblems
+from verifier.branch.frontier import Store, Subproblems, most_inherited, unbounded
 from verifier.record.boxes import ALL_PASSES, Round
 from verifier.record.frames import Frame, RecordError
 from verifier.record.report import Checks
@@ -27,11 +27,11 @@ class Waiting:
 
     def __init__(self, bounds: BoxBounds, forgotten: Tensor, memory: int) -> None:
         self.shapes, self.dtype = bounds.inherited, bounds.plans[0].dtype
-        each = sum(2 * self.dtype.itemsize * int(torch.Size(s).numel()) for s in self.shapes.values())
-        self.most = memory // max(1, each)
+        self.most = most_inherited(self.shapes, self.dtype, memory)
         self.forgotten = forgotten
         first = bounds.start()
-        self.warm, self.cold = Store(self._unbounded(first.take(first.task[:0]))), Store(first.bare())
+        self.warm = Store(unbounded(first.take(first.task[:0]), self.shapes, self.dtype))
+        self.cold = Store(first.bare())
         self.slot = first.task.new_full((0,), -1)
         self.known = 0
         self._number(self.cold.put(first.bare()) * 2 + 1)
@@ -62,7 +62,8 @@ class Waiting:
         cold = slot % 2 == 1
         if self.shapes and not torch.equal(cold, wanted.fresh):
             raise RecordError("a box has forgotten what it inherits in one entry, and not in another")
-        parts = [self.warm.take(slot[~cold] // 2), self._unbounded(self.cold.take(slot[cold] // 2))]
+        bare = self.cold.take(slot[cold] // 2)
+        parts = [self.warm.take(slot[~cold] // 2), unbounded(bare, self.shapes, self.dtype)]
         order = torch.cat([(~cold).nonzero().flatten(), cold.nonzero().flatten()])
         return Subproblems.cat(parts).take(order.argsort())
 
@@ -72,12 +73,6 @@ class Waiting:
             self.slot = torch.cat([self.slot, self.slot.new_full((more,), -1)])
         self.slot[self.known : self.known + slot.shape[0]] = slot
         self.known += slot.shape[0]
-
-    def _unbounded(self, bare: Subproblems) -> Subproblems:
-        def low(shape: tuple[int, ...]) -> Tensor:
-            return torch.full((bare.size, *shape), -torch.inf, dtype=self.dtype)
-
-        return replace(bare, inherited={i: (low(shape), -low(shape)) for i, shape in self.shapes.items()})
 
 
 class BoxWalk:

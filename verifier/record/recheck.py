@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,12 @@ def recheck(query: Query, path: str | Path, *, memory: int = MEMORY) -> Report:
     return Report(failed == 0, checks.leaves, checks.proved, failed, tuple(checks.failures), size, seconds)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Outline:
     """What a first look at a record finds: what it is about, and numbers of boxes that inherit nothing."""
 
-    def __init__(self, about: Mapping[str, Any], forgotten: Tensor) -> None:
-        self.about, self.forgotten = about, forgotten
+    about: Mapping[str, Any]
+    forgotten: Tensor
 
     def flag(self, *names: str) -> bool:
         """A yes or no of the strategy. Raises ``RecordError``."""

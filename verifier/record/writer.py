@@ -36,7 +36,7 @@ class Recorder:
         self.failure = ""
         self.entries = 0
         try:
-            self.stream: IO[bytes] = open(self.path, "wb")  # noqa: SIM115 - closed by ``keep`` and ``discard``
+            self.stream: IO[bytes] = open(self.path, "wb")  # noqa: SIM115 - closed by ``finish`` and ``discard``
         except OSError as error:
             raise InputError(f"record {self.path}: {error.strerror}") from error
         self._append(MAGIC)
