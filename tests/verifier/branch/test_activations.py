@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from types import ModuleType
 
@@ -16,7 +15,7 @@ from bounds.ops.gemm import Gemm
 from bounds.ops.relu import Relu
 from bounds.plan import prepare
 from bounds.rounding import Rounding
-from verifier.branch import bounding as module
+from verifier.branch import point_splits
 from verifier.branch.activation_split import ActivationSplit
 from verifier.branch.bounding import Bounding
 from verifier.branch.problem import Problem
@@ -142,9 +141,7 @@ def test_parts_of_a_batch_are_bounded_as_the_whole_is(planted: ModuleType, monke
     bounding, batch = replace(searched.bounding, condensed=None), subproblems(searched, 7)
     whole = bounding.ascended(batch, 3)
     proven = bounding.decided(batch, whole)
-    rough = bounding.rough
-    elements = sum(math.prod(n.shape) for n in rough.graph.nodes if n.id in rough.operands)
-    monkeypatch.setattr(module, "ELEMENTS", 3 * elements)
+    monkeypatch.setattr(point_splits, "ELEMENTS", 3 * bounding.rough.elements)
     parts = bounding.ascended(batch, 3)
     assert [part.size for part in bounding._parts(batch)] == [3, 3, 1]
     for one, two in ((whole.bound, parts.bound), (whole.slopes, parts.slopes), (whole.corner, parts.corner)):
