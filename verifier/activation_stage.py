@@ -40,7 +40,7 @@ def split_activations(run: Run, saved: Saved | None) -> Verdict:
         state = _split_task(run, waiting, saved)
         if run.expired() and not (state.finished and not state.stuck.size):
             return run.undecided("")
-        waiting, saved = waiting.next(state.stuck.size, Tally(run.refuted, run.margin, run.upper)), None
+        waiting, saved = waiting.next(state.stuck, Tally(run.refuted, run.margin, run.upper)), None
     if waiting is None:
         return run.undecided("")
     stuck = waiting.stuck
@@ -57,10 +57,10 @@ def _screened(run: Run) -> Waiting | None:
         run.margin = min(run.margin, part.least_margin)
         open_tasks += part.open
         run.open_share = (len(open_tasks) + problem.tasks - done) / problem.tasks
-        run.bound = min((p.bound for p in [part] if p.open), default=run.bound)
         run.progress(len(open_tasks))
         if run.expired():
             return None
+    run.bound = min((task.bound for task in open_tasks), default=run.bound)  # of a part alone it would bound nothing
     return Waiting(tuple(open_tasks), Tally(run.refuted, run.margin))
 
 
@@ -112,9 +112,9 @@ def _with_better_bounds(run: Run, begun: _Begun) -> _Begun:
 
 def _followed(run: Run, waiting: Waiting, begun: _Begun, until: float = math.inf) -> SplitState:
     """The state of a search when it is done, or the time ``until`` has come."""
-    known, total = watched(run.exact, begun.task), run.problem.tasks
+    known, outside = watched(run.exact, begun.task), waiting.outside(run.problem.tasks)
     run.place = lambda: waiting.tensors(known)
-    return run.follow(begun.search, begun.state, 1 / total, (len(waiting.tasks) - waiting.at - 1) / total, until)
+    return run.follow(begun.search, begun.state, 1 / run.problem.tasks, outside, until)
 
 
 def _attack_longer(run: Run, tasks: Sequence[OpenTask]) -> None:

@@ -119,7 +119,7 @@ def _split_inputs(run: Run, saved: Saved | None) -> Verdict:
     quick = prepare(run.query.graph, torch.float32, run.problem.box.device, Rounding.of(torch.float32))
     search = InputSplit(run.problem, (quick, run.exact), run.strategy.input_split, run.deadline, run.write)
     state = search.start() if saved is None else search.restore(of_search(saved))
-    state = run.follow(search, state, 1.0, 0.0)
+    state = run.follow(search, state, 1.0, (math.inf, 0.0))
     if not state.finished:
         return run.undecided("")
     return run.undecided("boxes too small to be bisected stay open") if state.stuck.size else run.verified()

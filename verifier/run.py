@@ -50,7 +50,7 @@ class Decided(Exception):
 class Run:
     """``rough, exact``: plans for search and for proof. ``start, deadline`` on the monotonic clock.
 
-    ``margin`` is the least of a refutation, ``bound`` and ``upper`` are what the last step said of what is open.
+    ``margin`` is the least of a refutation; ``bound`` and ``upper``: of what is open, as computed.
     ``settled`` subproblems were refuted before the search at hand began. ``place``: what a checkpoint says of what
     stands around that search."""
 
@@ -128,17 +128,21 @@ class Run:
                     break
         self.settle(finished=True)
 
-    def follow(self, search: Search[S], state: S, share: float, before: float, until: float = math.inf) -> S:
+    def follow(
+        self, search: Search[S], state: S, share: float, outside: tuple[float, float], until: float = math.inf
+    ) -> S:
         """Search from a state to the end, the deadline, or the time ``until``: the state then.
 
-        ``share`` is the part of the input set it works on, ``before`` the open share outside it.
+        ``share`` is the part of the input set it works on, ``outside`` the least bound and the share of what is open
+        outside it.
         """
         rhythm = Rhythm(self.strategy.beside, time.monotonic())
         while not state.finished:
             state, last = search.step(state)
             self.refuted = self.settled + last.refuted
             self.margin = min(self.margin, last.least_margin)
-            self.bound, self.open_share = last.lower_bound, before + share * last.open_share
+            self.bound = min(outside[0], last.lower_bound)
+            self.open_share = outside[1] + share * last.open_share
             self.upper = min(self.upper, last.upper_bound)
             self.progress(last.open_subproblems)
             self.replay(last.points)

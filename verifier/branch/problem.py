@@ -150,11 +150,12 @@ class Literals:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenTask:
-    """A task that bounds alone did not decide: the mask ``[C]`` of its open clauses, and the proven state of its box
-    where it is known."""
+    """A task that bounds alone did not decide: the mask ``[C]`` of its open clauses, the least margin of these, and the
+    proven state of its box where it is known."""
 
     task: int
     alive: Tensor
+    bound: float
     state: State | None = None
 
 

@@ -38,12 +38,11 @@ BATCH_ELEMENTS = 1 << 20
 @dataclass(frozen=True, slots=True, eq=False)
 class Screened:
     """Of one batch: the ``open`` tasks (with their state, where the batch is a single box), the number of refuted ones,
-    the least margin of a refuted clause, and the least bound of what is open."""
+    and the least margin of a refuted clause."""
 
     open: list[OpenTask]
     refuted: int
     least_margin: float
-    bound: float
 
 
 def screen(problem: Problem, plan: Plan, until: float = math.inf) -> Iterator[tuple[int, Screened]]:
@@ -71,10 +70,9 @@ def _screen(problem: Problem, plan: Plan, task: Tensor, until: float) -> Screene
     positive = margins[margins > 0]
     known = state if task.shape[0] == 1 else None
     return Screened(
-        [OpenTask(int(task[k]), margins[k] <= 0, known) for k in open_.nonzero().flatten()],
+        [OpenTask(int(task[k]), margins[k] <= 0, float(margins[k].amin()), known) for k in open_.nonzero().flatten()],
         int((~open_).sum()),
         float(positive.amin()) if positive.numel() else float("inf"),
-        float(margins[open_].amin()) if bool(open_.any()) else float("inf"),
     )
 
 

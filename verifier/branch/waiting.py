@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,18 +10,21 @@ import torch
 from torch import Tensor
 
 from bounds.ops.base import Interval
-from verifier.branch.problem import OpenTask, Tally
+from verifier.branch.problem import OpenTask, Pending, Tally
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Waiting:
-    """``tasks`` from ``at`` on are still to be decided; ``stuck`` subproblems of those before stay open; ``tally``
-    counts what came before the task at hand; ``interrupted``: whether the one interruption of its search is over."""
+    """``tasks`` from ``at`` on are still to be decided; ``stuck`` subproblems of those before stay open, ``share`` of
+    their tasks together and ``bound`` at the least; ``tally`` counts what came before the task at hand;
+    ``interrupted``: whether the one interruption of its search is over."""
 
     tasks: tuple[OpenTask, ...]
     tally: Tally = field(default_factory=Tally)
     at: int = 0
     stuck: int = 0
+    share: float = 0.0
+    bound: float = math.inf
     interrupted: bool = False
 
     @property
@@ -28,17 +32,25 @@ class Waiting:
         """The one at hand."""
         return self.tasks[self.at]
 
-    def next(self, stuck: int, tally: Tally) -> Waiting:
-        """After the task at hand left ``stuck`` subproblems open, with what has been counted since the beginning."""
-        return Waiting(self.tasks, tally, self.at + 1, self.stuck + stuck)
+    def outside(self, total: int) -> tuple[float, float]:
+        """Of what is open outside the task at hand: the least bound, and the share of ``total`` tasks."""
+        later = self.tasks[self.at + 1 :]
+        return min([self.bound, *(task.bound for task in later)]), (self.share + len(later)) / total
+
+    def next(self, stuck: Pending, tally: Tally) -> Waiting:
+        """After the task at hand left some subproblems open, with what has been counted since the beginning."""
+        share, bound = self.share + float(stuck.share.sum()), min([self.bound, *stuck.bound.tolist()])
+        return Waiting(self.tasks, tally, self.at + 1, self.stuck + stuck.size, share, bound)
 
     def tensors(self, bounds: Mapping[int, Interval]) -> dict[str, Tensor]:
         """By name, with proven bounds of the task at hand by node."""
         found = {
             "tasks": torch.tensor([t.task for t in self.tasks]),
             "alive": torch.stack([t.alive for t in self.tasks]),
+            "bound": torch.tensor([t.bound for t in self.tasks], dtype=torch.float64),
             "before": self.tally.tensor(),
             "place": torch.tensor([self.at, self.stuck, int(self.interrupted)]),
+            "left": torch.tensor([self.share, self.bound], dtype=torch.float64),
         }
         for node, (low, high) in bounds.items():
             found[f"lower.{node}"], found[f"upper.{node}"] = low, high
@@ -49,8 +61,10 @@ class Waiting:
         """From ``tensors``."""
         alive = saved["alive"].to(device)
         at, stuck, interrupted = saved["place"].tolist()
-        tasks = tuple(OpenTask(task, alive[k]) for k, task in enumerate(saved["tasks"].tolist()))
-        return Waiting(tasks, Tally.restored(saved["before"]), at, stuck, bool(interrupted))
+        tasks = zip(saved["tasks"].tolist(), alive, saved["bound"].tolist(), strict=True)
+        share, bound = saved["left"].tolist()
+        before = Tally.restored(saved["before"])
+        return Waiting(tuple(OpenTask(*t) for t in tasks), before, at, stuck, share, bound, bool(interrupted))
 
 
 def bounds_of(saved: Mapping[str, Tensor], device: torch.device) -> dict[int, Interval]:

@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import jsonschema
 import numpy as np
@@ -20,13 +20,15 @@ from bounds.ops.gemm import Gemm
 from bounds.ops.relu import Relu
 from bounds.plan import prepare
 from bounds.rounding import Rounding
+from verifier.activation_stage import split_activations
 from verifier.branch.activation_split import ActivationSplit
 from verifier.branch.input_split import InputSplit
 from verifier.branch.problem import Problem, Step
 from verifier.branch.root import refine, screen
 from verifier.query import Query
 from verifier.report.result import schema, verdict_record
-from verifier.strategy import AscentPlan, SplitPlan
+from verifier.run import Run
+from verifier.strategy import AscentPlan, SplitPlan, choose, features
 
 D = torch.float64
 DIGITS = Path(__file__).resolve().parents[3] / "benchmarks" / "digits"
@@ -106,6 +108,27 @@ def test_a_search_goes_on_from_a_state_where_it_was(planted: ModuleType, engine:
         steps.append(step)
     rest = list(engine(query).run(state))  # type: ignore[arg-type]
     assert len(rest) > 2 and same(whole, steps + rest)
+
+
+def test_the_bound_is_of_all_boxes_not_only_of_the_one_at_hand(planted: ModuleType) -> None:
+    """The first box is decided while the second waits, which has a point 4 below its threshold (none is replayed)."""
+    one = query_of(planted, network(0), 0.3)
+    ends = one.cases.lower[0].astype(np.float32), one.cases.upper[0].astype(np.float32)
+    clauses = [(box, [(0, 1, float(one.cases.threshold[0]) + away)]) for box, away in ((0, 0.0), (1, 4.3))]
+    query, seen = planted.query(one.graph, [ends] * 2, clauses), list[verifier.Progress]()
+
+    def watch(progress: verifier.Progress) -> None:
+        if progress.stage == "activation split" and progress.open_subproblems:
+            seen.append(progress)
+        if len(seen) > 2 and progress.open_share <= 0.5:
+            raise KeyboardInterrupt
+
+    plans = prepare(query.graph, torch.float32), prepare(query.graph, D, rounding=Rounding.of(D))
+    replayer = SimpleNamespace(replay=lambda points: None)
+    run = Run(query, Problem.of(query), *plans, choose(features(query)), replayer, 0.0, np.inf, report=watch)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        split_activations(run, None)
+    assert max(progress.lower_bound for progress in seen) <= -3.9
 
 
 def test_a_verdict_that_stays_open_names_both_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
