@@ -93,7 +93,7 @@ def _started(run: Run, task: OpenTask) -> _Begun:
 def _resumed(run: Run, task: OpenTask, saved: Saved) -> _Begun:
     """A search where a checkpoint left it."""
     known = recall(run.problem, run.exact, task, bounds_of(saved, run.exact.device))
-    search = ActivationSplit(run.problem, (run.rough, run.exact), known, run.strategy.activation_split)
+    search = ActivationSplit(run.problem, (run.rough, run.exact), known, run.strategy.activation_split, run.write)
     return _Begun(known, search, search.restore(of_search(saved)))
 
 

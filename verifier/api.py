@@ -33,7 +33,8 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
     ``Verified`` it holds what ``verifier.record.recheck`` needs to prove every leaf again, otherwise it is removed.
     ``checkpoint`` names a file that the search is written to every ten seconds and at the time limit, and goes on from
     where it is there and was made for the same query and seed (a note of the verdict says so, or why not); what it says
-    is trusted, and it is removed once nothing is left to do. It cannot be had together with ``record``.
+    is trusted, and it is removed once nothing is left to do. A ``record`` beside it stays with it until then, and goes
+    on with it.
 
     The verdict is ``Violated`` (sat: a counterexample that onnxruntime has replayed), ``Verified`` (unsat: none exists,
     for the stored weights in exact arithmetic), ``TimedOut`` or ``Unknown``. Raises ``InputError`` and
@@ -54,8 +55,6 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
     if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
         raise InputError(f"checkpoint {checkpoint}: the folder {Path(checkpoint).absolute().parent} does not exist")
     left = None if timeout is None else max(timeout - (limits.now() - start), 0.0)
-    if record is not None and checkpoint is not None:
-        raise InputError("a record must be of one run from its beginning: give a record or a checkpoint, not both")
     return pipeline.verify(
         query, timeout=left, seed=seed, device=device, report=report, record=record, checkpoint=checkpoint
     )

@@ -101,6 +101,10 @@ class Saver:
         self.notes += (f"the search went on from {self.path}",)
         return {name: torch.from_numpy(np.array(values)) for name, values in found.items()}
 
+    def refuse(self, reason: str) -> None:
+        """What was loaded is of no use after all."""
+        self.notes = (*self.notes[:-1], f"{reason}, so the search started anew")
+
     def save(self, state: Saved) -> None:
         """Write a checkpoint; where that fails, say so and go on without."""
         start = time.monotonic()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,8 @@ from verifier.branch.root import real_status
 from verifier.checkpoint import Saved, Saver, identity, of_search
 from verifier.errors import InputError
 from verifier.query import Query
-from verifier.record.writer import Recorder, about
+from verifier.record.frames import RecordError
+from verifier.record.writer import Mark, Recorder, about
 from verifier.replay import Replayer
 from verifier.run import Decided, Run
 from verifier.strategy import Strategy, choose, features
@@ -48,9 +50,13 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
     strategy = choose(features(query), seed) if strategy is None else strategy
     place = choose_device(device)
     saver = None if checkpoint is None else Saver(Path(checkpoint), identity(query, strategy))
+    saved = saver.load() if saver is not None and len(query.cases.lower) else None
     with contextlib.ExitStack() as stack:
-        recorder = None if record is None else stack.enter_context(Recorder(record, about(query, strategy)))
-        verdict = _decide(query, times, place, strategy, _Listeners(report, recorder, saver))
+        recorder = None
+        if record is not None:
+            recorder, saved = _recorder(record, about(query, strategy), saver, saved)
+            stack.enter_context(recorder)
+        verdict = _decide(query, times, place, strategy, _Listeners(report, recorder, saver, saved))
         verdict = verdict if recorder is None else recorder.close(verdict)
     notes = (*query.notes, *verdict.notes, *(saver.notes if saver is not None else ()))
     return replace(verdict, seconds=time.monotonic() - start, notes=notes)
@@ -58,11 +64,30 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
 
 @dataclass(frozen=True, slots=True)
 class _Listeners:
-    """Who hears of a run: its caller, its record, its checkpoint."""
+    """Who hears of a run: its caller, its record, its checkpoint; and what this has ``saved`` of an earlier run."""
 
     report: Callable[[Progress], None] | None
     recorder: Recorder | None
     saver: Saver | None
+    saved: Saved | None
+
+
+def _recorder(
+    path: str | Path, about: Mapping[str, Any], saver: Saver | None, saved: Saved | None
+) -> tuple[Recorder, Saved | None]:
+    """The record, and what is left of a checkpoint: nothing, where the record that it was written with is another."""
+    if saver is None or saved is None:
+        return Recorder(path, about), None
+    mark = Mark.restored(saved)
+    if mark is None:
+        recorder = Recorder(path, about)
+        recorder.fail("the run went on from a checkpoint, and what came before is not in it")
+        return recorder, saved
+    try:
+        return Recorder(path, about, mark), saved
+    except RecordError as error:
+        saver.refuse(str(error))
+        return Recorder(path, about), None
 
 
 def _decide(
@@ -71,9 +96,6 @@ def _decide(
     if not len(query.cases.lower):
         return Verified(stage="property")
     saver, recorder = listeners.saver, listeners.recorder
-    saved = None if saver is None else saver.load()
-    if saved is not None and recorder is not None:
-        recorder.fail("the run went on from a checkpoint, and what came before is not in it")
     with torch.no_grad(), plain_products():
         exact = prepare(query.graph, torch.float64, place, Rounding.of(torch.float64))
         run = Run(
@@ -86,10 +108,11 @@ def _decide(
             *times,
             report=listeners.report,
             write=None if recorder is None else recorder.write,
+            marked=dict if recorder is None else recorder.marked,
             saver=saver,
         )
         try:
-            verdict = _stages(run, saved)
+            verdict = _stages(run, listeners.saved)
         except Decided as decided:
             verdict = Violated(stage=run.stage, counterexample=decided.counterexample)
         except Misfit as error:

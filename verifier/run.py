@@ -52,7 +52,7 @@ class Run:
 
     ``margin`` is the least of a refutation; ``bound`` and ``upper``: of what is open, as computed.
     ``settled`` subproblems were refuted before the search at hand began. ``place``: what a checkpoint says of what
-    stands around that search."""
+    stands around that search, ``marked``: how far the record had come."""
 
     query: Query
     problem: Problem
@@ -66,6 +66,7 @@ class Run:
     write: Write | None = None
     saver: Saver | None = None
     place: Callable[[], dict[str, Tensor]] = dict
+    marked: Callable[[], dict[str, Tensor]] = dict
     stage: str = "load"
     settled: int = 0
     refuted: int = 0
@@ -167,10 +168,10 @@ class Run:
         rhythm.note(time.monotonic() - start)
 
     def _save(self, state: SearchState) -> None:
-        """Write a checkpoint, where they are asked for: ``place`` and the state of the search."""
+        """Write a checkpoint, where they are asked for: ``place``, the state of the search, and ``marked``."""
         if self.saver is not None:
             search = {f"search.{name}": values for name, values in state.tensors().items()}
-            self.saver.save({**self.place(), **search})
+            self.saver.save({**self.place(), **search, **self.marked()})
 
     def verified(self) -> Verdict:
         """Nothing is open."""

@@ -63,8 +63,6 @@ def run(arguments: argparse.Namespace, session: Session | None = None) -> int:
     options.output_file(arguments.json, "--json")
     options.output_file(arguments.record, "--record")
     options.output_file(arguments.checkpoint, "--checkpoint")
-    if arguments.checkpoint is not None and arguments.record is not None:
-        raise InputError("--record wants one run from its beginning: give --record or --checkpoint, not both")
     if arguments.explain and arguments.quiet:
         raise InputError("--explain and --quiet contradict each other: give one of them")
     session = session or Session(echo=arguments.verbose)

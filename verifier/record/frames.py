@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -55,7 +55,15 @@ class Frame:
         return self.arrays[name]
 
 
-def write_frame(stream: IO[bytes], frame: Frame) -> int:
+class Sink(Protocol):
+    """What frames are written to."""
+
+    def write(self, data: bytes, /) -> int:
+        """Append bytes."""
+        ...
+
+
+def write_frame(stream: Sink, frame: Frame) -> int:
     """Append one frame; how many bytes it has."""
     arrays = {name: values.detach().cpu().contiguous() for name, values in frame.arrays.items()}
     listed = [[name, _NAMES[values.dtype], list(values.shape)] for name, values in arrays.items()]

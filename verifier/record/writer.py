@@ -2,50 +2,111 @@
 
 The file stays only where the verdict is ``unsat``: whatever else a run comes to, its record is removed, and one that a
 crash leaves behind has no end. A disk that is full ends the record, not the run.
+
+With a checkpoint the two belong together: what was written is on the disk before the checkpoint says how long it was,
+and the run that goes on from it cuts off what came later and goes on writing there. The file stays for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from verifier.errors import InputError
 from verifier.query import Query
-from verifier.record.frames import MAGIC, Frame, write_frame
+from verifier.record.frames import MAGIC, Frame, RecordError, read_frames, write_frame
 from verifier.strategy import Strategy, features
-from verifier.verdict import Verdict, Verified
+from verifier.verdict import TimedOut, Verdict, Verified
 
 FORMAT = "nn-verifier/record/1"
 _NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
-class Recorder:
-    """An open record. ``failure``: why it could not be written on (empty: it could)."""
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a record had come: its ``size`` in bytes, the SHA-256 of these, and how many ``entries`` they hold."""
 
-    def __init__(self, path: str | Path, about: Mapping[str, Any]) -> None:
-        """Raises ``InputError`` where the file cannot be written."""
+    size: int
+    entries: int
+    digest: bytes
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, for a checkpoint."""
+        digest = torch.frombuffer(bytearray(self.digest), dtype=torch.uint8)
+        return {"record.place": torch.tensor([self.size, self.entries]), "record.digest": digest}
+
+    @staticmethod
+    def restored(saved: Mapping[str, Tensor]) -> Mark | None:
+        """From a checkpoint; None where it was written without a record."""
+        if "record.place" not in saved:
+            return None
+        size, entries = saved["record.place"].tolist()
+        return Mark(size, entries, bytes(saved["record.digest"].tolist()))
+
+
+class _Hashed:
+    """A stream that is written to, with the SHA-256 of all that was."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.digest, self.size = stream, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.stream.write(data)
+        self.digest.update(data)
+        self.size += len(data)
+        return len(data)
+
+
+class Recorder:
+    """An open record. ``failure``: why it could not be written on (empty: it could). ``awaited``: a checkpoint goes on
+    with it."""
+
+    def __init__(self, path: str | Path, about: Mapping[str, Any], mark: Mark | None = None) -> None:
+        """A new file; with a ``mark`` the one that is there, from the mark on.
+
+        Raises ``InputError`` where the file cannot be written, ``RecordError`` where the mark is not of this file."""
         self.path = Path(path)
         self.failure = ""
-        self.entries = 0
+        self.entries = 0 if mark is None else mark.entries
+        self.awaited = mark is not None
+        if mark is not None:
+            _check(self.path, about, mark)
         try:
-            self.stream: IO[bytes] = open(self.path, "wb")  # noqa: SIM115 - closed by ``finish`` and ``discard``
+            stream: IO[bytes] = open(self.path, "wb" if mark is None else "r+b")  # noqa: SIM115 - closed at the end
+            self.stream = _Hashed(stream) if mark is None else _continued(stream, mark)
         except OSError as error:
             raise InputError(f"record {self.path}: {error.strerror}") from error
-        self._append(MAGIC)
-        self._frame(Frame("about", _NOTHING, {"about": about}))
+        if mark is None:
+            self._append(MAGIC)
+            self._frame(Frame("about", _NOTHING, {"about": about}))
 
     def write(self, kind: str, arrays: Mapping[str, Tensor]) -> None:
         """Append one entry."""
         self.entries += 1
         self._frame(Frame(kind, arrays))
+
+    def marked(self) -> dict[str, Tensor]:
+        """The mark of what has been written, which is on the disk now; nothing where there will be no record."""
+        try:
+            self.stream.stream.flush()
+            os.fsync(self.stream.stream.fileno())
+        except OSError as error:
+            self.fail(str(error))
+        if self.failure:
+            return {}
+        self.awaited = True
+        return Mark(self.stream.size, self.entries, self.stream.digest.digest()).tensors()
 
     def fail(self, reason: str) -> None:
         """Write nothing more: there will be no record."""
@@ -55,13 +116,13 @@ class Recorder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self.stream.closed:
-            self.discard()
+        self._leave()
 
     def close(self, verdict: Verdict) -> Verdict:
-        """The verdict with the record's path where it is ``unsat``; else the record is removed."""
+        """The verdict with the record's path where it is ``unsat``; else the record is removed, but for one that a
+        checkpoint waits with for more time."""
         if not isinstance(verdict, Verified):
-            self.discard()
+            self._leave() if isinstance(verdict, TimedOut) else self.discard()
             return verdict
         if self.finish():
             return replace(verdict, record=str(self.path))
@@ -71,7 +132,7 @@ class Recorder:
         """Write the end; False where the record could not be written (then it is removed)."""
         self._frame(Frame("end", _NOTHING, {"counts": {"entries": self.entries}}))
         try:
-            self.stream.close()
+            self.stream.stream.close()
         except OSError as error:
             self.fail(str(error))
         if self.failure:
@@ -81,8 +142,18 @@ class Recorder:
     def discard(self) -> None:
         """Remove the file."""
         with contextlib.suppress(OSError):
-            self.stream.close()
+            self.stream.stream.close()
         self.path.unlink(missing_ok=True)
+
+    def _leave(self) -> None:
+        """Close the file, where it is open; it stays for the checkpoint that goes on with it, if one does."""
+        if self.stream.stream.closed:
+            return
+        if self.failure or not self.awaited:
+            self.discard()
+            return
+        with contextlib.suppress(OSError):
+            self.stream.stream.close()
 
     def _append(self, data: bytes) -> None:
         try:
@@ -97,6 +168,32 @@ class Recorder:
             write_frame(self.stream, frame)
         except OSError as error:
             self.fail(str(error))
+
+
+def _check(path: Path, about: Mapping[str, Any], mark: Mark) -> None:
+    """Raises ``RecordError`` where a record cannot have been marked so by a run that was about the same."""
+    if not path.is_file():
+        raise RecordError(f"the record {path} is missing")
+    if path.stat().st_size < mark.size:
+        raise RecordError(f"the record {path} is shorter than it was when the checkpoint was written")
+    first = next(read_frames(path), None)
+    if first is None or first.more.get("about") != json.loads(json.dumps(about)):
+        raise RecordError(f"the record {path} is about another run")
+    with open(path, "rb") as stream:
+        if _continued(stream, mark).digest.digest() != mark.digest:
+            raise RecordError(f"the record {path} is not the one that the checkpoint was written with")
+
+
+def _continued(stream: IO[bytes], mark: Mark) -> _Hashed:
+    """A stream at a mark, with all that comes later cut off where it can be written."""
+    found = _Hashed(stream)
+    while found.size < mark.size and (data := stream.read(min(1 << 20, mark.size - found.size))):
+        found.digest.update(data)
+        found.size += len(data)
+    if stream.writable():
+        stream.seek(mark.size)
+        stream.truncate()
+    return found
 
 
 def about(query: Query, strategy: Strategy) -> dict[str, Any]:
