@@ -143,8 +143,8 @@ def activation_split_resumed(query: Query, budget: Budget) -> bool:
     return True
 
 
-def _activations(query: Query, budget: Budget, refinement: int, candidates: int = 3, inner: int = 0) -> bool:
-    options = AscentPlan(root_steps=8, steps=4, last_steps=20, batch=32, candidates=candidates)
+def _activations(query: Query, budget: Budget, refinement: int, inner: int = 0, **changed: int) -> bool:
+    options = replace(AscentPlan(root_steps=8, steps=4, last_steps=20, batch=32, candidates=3), **changed)
     problem, plans = Problem.of(query), (prepare(query.graph, torch.float32), _exact(query))
     for task in [found for _, part in screen(problem, plans[1]) for found in part.open]:
         refined = refine(problem, plans, task, refinement, float("inf"))
@@ -171,6 +171,11 @@ def activation_split_inner(query: Query, budget: Budget) -> bool:
     return _activations(query, budget, 0, inner=6)
 
 
+def activation_split_half_spaces(query: Query, budget: Budget) -> bool:
+    """Activation splits that cut the box for first-layer neurons."""
+    return _activations(query, budget, 0, half_space_steps=6)
+
+
 def activation_split_by_score(query: Query, budget: Budget) -> bool:
     """Activation splits chosen by the intercept score alone."""
     return _activations(query, budget, 0, candidates=0)
@@ -190,6 +195,7 @@ ENGINES: Mapping[str, Engine] = {
         activation_split,
         activation_split_refined,
         activation_split_inner,
+        activation_split_half_spaces,
         activation_split_by_score,
         activation_split_resumed,
     )

@@ -9,8 +9,8 @@ all error terms and the multipliers found. ``bounding.py`` bounds them, ``scores
 nothing left to split is a linear program (``leaf.py``), whose multipliers are decided alike; where that does not refute
 it, it is kept as stuck.
 
-Every subproblem belongs to one clause; the root's intervals (``inner.py`` improves them where a search lasts) are
-those of all, never refreshed below it, and there are no cuts.
+Every subproblem belongs to one clause. The root's intervals (``inner.py`` improves them where a search lasts) are
+those of all, but for first-layer neurons where few inputs vary (``half_spaces.py``); there are no cuts.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class ActivationSplit:
         self.positions = Positions.of(exact, task.state)
         asked = Objectives.of(problem, exact, task.task, task.alive)
         self.clauses, self.present = asked.clauses, asked.present
-        self.bounding = Bounding.of(plans, self.positions, asked.rows, asked.rhs)
+        steps = options.half_space_steps
+        self.bounding = Bounding.of(plans, self.positions, asked.rows, asked.rhs, steps=steps)
         self.plain = self._plain()
         self.write = write
 
@@ -105,7 +106,9 @@ class ActivationSplit:
     def start(self) -> SplitState:
         """The clauses at the root, not bounded yet."""
         if self.write is not None:
-            self.write(roots.ROOT, roots.arrays_of(self.task, self.clauses, self.positions, self.bounding.points))
+            points, steps = self.bounding.points, torch.tensor([self.options.half_space_steps])
+            entry = roots.arrays_of(self.task, self.clauses, self.positions, points)
+            self.write(roots.ROOT, {**entry, "steps": steps})
         root = OpenSplits.of(self._root(), self.options.memory)
         return SplitState(root, root.warm.bare(), Tally(), begun=False)
 
@@ -164,6 +167,7 @@ class ActivationSplit:
 
     def _sift(self, batch: Splits, steps: int) -> _Sifted:
         """Bound a batch; what is left open remembers its multipliers and its next split."""
+        batch = self.bounding.known(batch)
         found = self.bounding.ascended(batch, steps)
         proven = self._decide(batch, found)
         open_ = proven <= 0

@@ -9,7 +9,7 @@ Where every relaxed operator is a ReLU and every clause one literal, the ascent 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from bounds.climb import Pace, climb
 from bounds.dual import Dual, Multipliers, Objective, Slopes, each, evaluate, initial
 from bounds.ops.base import Parameters
 from bounds.plan import Plan
-from verifier.branch.condensed_splits import CondensedRoot
+from verifier.branch.condensed_splits import CondensedRoot, settled
+from verifier.branch.half_spaces import HalfSpaces
 from verifier.branch.leaf import multipliers
 from verifier.branch.point_splits import PointRoot, at_once
 from verifier.branch.positions import Positions
@@ -89,18 +90,24 @@ class Bounding:
     target: int
     condensed: CondensedRoot | None
     points: PointRoot | None = None
+    half_spaces: HalfSpaces | None = None
 
     @staticmethod
     def of(
-        plans: tuple[Plan, Plan], positions: Positions, rows: Tensor, rhs: Tensor, target: int | None = None
+        plans: tuple[Plan, Plan],
+        positions: Positions,
+        rows: Tensor,
+        rhs: Tensor,
+        target: int | None = None,
+        steps: int = 0,
     ) -> Bounding:
-        """``plans``: for search and for proof."""
+        """``plans``: for search and for proof; ``steps`` of ascent for intervals of first-layer neurons."""
         target = plans[0].output if target is None else target
         if positions.points:
             points = PointRoot.of(plans[0], positions, rows, rhs)
             return Bounding(*plans, positions, rows, rhs, target, None, points)
         root = CondensedRoot.of(plans[0], positions, target, rows[:, 0], rhs[:, 0]) if rows.shape[1] == 1 else None
-        return Bounding(*plans, positions, rows, rhs, target, root)
+        return Bounding(*plans, positions, rows, rhs, target, root, None, HalfSpaces.of(plans[1], positions, steps))
 
     def own_slopes(self) -> Tensor:
         """``[1, U]`` in 16 bits: the lower slopes that the root's lines have of themselves."""
@@ -109,8 +116,17 @@ class Bounding:
         slopes = {p.before: lower(lines[p.relus[0]]) for p in self.positions.places}
         return self.positions.gather(slopes, none).to(torch.float16)
 
+    def known(self, batch: Splits) -> Splits:
+        """The same with intervals from their own splits, where this root has such."""
+        return batch if self.half_spaces is None or batch.known is not None else self.half_spaces.known(batch)
+
     def ascended(self, batch: Splits, steps: int) -> Bounded:
-        """At most ``steps`` steps from the stored multipliers."""
+        """At most ``steps`` steps from the stored multipliers. A bound of inf: no input is left, by what is known."""
+        batch = self.known(batch)
+        found = self._ascended(batch, steps)
+        return replace(found, bound=torch.where(empty(batch), torch.inf, found.bound))
+
+    def _ascended(self, batch: Splits, steps: int) -> Bounded:
         if self.points is not None:
             parts = self.points.ascended(self.rough, batch, steps, RATE)
             tensors = ((p.bound, p.slopes, p.betas, p.weights, p.corner) for p in parts)
@@ -118,7 +134,7 @@ class Bounding:
             return Bounded(bound, slopes, betas, weights, {}, corner, {})
         if self.condensed is None:
             return Bounded.cat([self._over_graph(part, steps) for part in self._parts(batch)])
-        rows, count = self.condensed.rows(batch.clause, batch.signs), self.positions.count
+        rows, count = self.condensed.rows(batch.clause, batch.signs, batch.known), self.positions.count
         point = self._start(batch)
         rows.project(point)
         if steps:
@@ -148,22 +164,24 @@ class Bounding:
             self.rows[batch.clause].to(plan.dtype), self.rhs[batch.clause].to(plan.dtype), batch.weights.to(plan.dtype)
         )
         signs = self.positions.dense(plan, batch.signs)
-        return Dual(plan, self.positions.state(plan, batch.signs), self.target, objective, signs)
+        state = self.positions.state(plan, batch.signs, batch.known)
+        return Dual(plan, state, self.target, objective, signs)
 
-    def _multipliers(self, dual: Dual, signs: Tensor, slopes: Tensor, betas: Tensor) -> Multipliers:
-        """Written out: given slopes where there is no split, the state's own elsewhere."""
+    def _multipliers(self, dual: Dual, side: Tensor, slopes: Tensor, betas: Tensor) -> Multipliers:
+        """Written out: given slopes where ``side`` ``[K, U]`` is 0, the state's own elsewhere."""
         found = initial(dual.plan, dual.state)
         for place in self.positions.places:
             for relu in place.relus:
                 own = lower(found[relu])
                 mine = slopes[:, place.columns].to(own.dtype)
-                found[relu] = place.put(own, torch.where(signs[:, place.columns] == 0, mine, place.get(own))), None
+                found[relu] = place.put(own, torch.where(side[:, place.columns] == 0, mine, place.get(own))), None
         return Multipliers(found, self.positions.dense(dual.plan, betas, dual.signs), dual.objective.weights)
 
     def _over_graph(self, batch: Splits, steps: int) -> Bounded:
         plan, places = self.rough, self.positions.places
         dual = self._dual(batch, plan)
-        start = self._multipliers(dual, batch.signs, batch.slopes.to(plan.dtype), batch.betas.to(plan.dtype))
+        given = batch.slopes.to(plan.dtype), batch.betas.to(plan.dtype)
+        start = self._multipliers(dual, settled(batch.signs, batch.known), *given)
         found = ascend(dual, start, steps, RATE)
         chosen = found.multipliers
         slopes = {p.before: lower(chosen.slopes[p.relus[0]]) for p in places}
@@ -185,16 +203,19 @@ class Bounding:
         bound of inf says that there are some, -inf that there are none."""
         bound = torch.full(batch.bound.shape, -torch.inf, dtype=torch.float64, device=batch.bound.device)
         found = torch.zeros(batch.signs.shape, dtype=torch.float64, device=batch.bound.device)
+        side = settled(batch.signs, batch.known)
         for k in range(batch.size if self.condensed is not None and self.positions.count else 0):
             assert self.condensed is not None
-            betas = multipliers(self.condensed, int(batch.clause[k]), batch.signs[k])
+            betas = multipliers(self.condensed, int(batch.clause[k]), batch.signs[k], side[k])
             if betas is not None:
                 bound[k], found[k] = torch.inf, betas
         weights = torch.ones_like(self.rhs[batch.clause])
         return Bounded(bound, batch.slopes, found, weights, {}, bound, {})
 
     def decided(self, batch: Splits, found: Bounded) -> Tensor:
-        """``[K]``: lower bounds that hold in exact arithmetic, from one walk with the multipliers found."""
+        """``[K]``: lower bounds that hold in exact arithmetic, from one walk with the multipliers found; inf where
+        proven intervals say that no input is left."""
+        batch = self.known(batch)
         if self.points is not None:
             return self.points.decided(self.exact, batch, found.slopes, found.betas, found.weights)
         parts, numbers = list(self._parts(batch)), torch.arange(batch.size, device=batch.bound.device)
@@ -205,11 +226,18 @@ class Bounding:
 
     def _decided(self, batch: Splits, found: Bounded) -> Tensor:
         dual = self._dual(batch, self.exact)
-        chosen = self._multipliers(dual, batch.signs, found.slopes, found.betas)
+        chosen = self._multipliers(dual, settled(batch.signs, batch.known), found.slopes, found.betas)
         others = {n: each(pair, lambda s: s.to(self.exact.dtype)) for n, pair in found.others.items()}
         weights = found.weights.to(self.exact.dtype)
         bound = evaluate(dual, Multipliers({**chosen.slopes, **others}, chosen.betas, weights))[1]
-        return torch.nan_to_num(bound, nan=-torch.inf)
+        return torch.where(empty(batch), torch.inf, torch.nan_to_num(bound, nan=-torch.inf))
+
+
+def empty(batch: Splits) -> Tensor:
+    """``[K]`` bool: where what is known leaves nothing."""
+    if batch.known is None:
+        return torch.zeros_like(batch.clause, dtype=torch.bool)
+    return (batch.known[0] > batch.known[1]).any(1)
 
 
 def lower(pair: Parameters) -> Tensor:

@@ -56,18 +56,32 @@ class CondensedRoot:
             order.append((stage, place))
         return CondensedRoot(network, tuple(order), Rays(target.parts, target.bias - rhs.to(plan.dtype)))
 
-    def rows(self, clause: Tensor, signs: Tensor) -> SplitRows:
-        """The rows of some subproblems: their ``clause`` ``[K]`` and ``signs`` ``[K, U]``."""
+    def rows(self, clause: Tensor, signs: Tensor, known: Interval | None = None) -> SplitRows:
+        """The rows of some subproblems: their ``clause`` ``[K]`` and ``signs`` ``[K, U]``, with the lines of the
+        intervals ``known`` ``[K, U]``, or else of the root's."""
         dtype = self.network.plan.dtype
-        free, least, greatest = (signs == 0).to(dtype), (signs > 0).to(dtype), (signs >= 0).to(dtype)
+        side = settled(signs, known)
+        free, least, greatest = (side == 0).to(dtype), (side > 0).to(dtype), (side >= 0).to(dtype)
         upper, offset = least.clone(), torch.zeros_like(least)
+        if known is not None:
+            low, high = (end.to(dtype) for end in known)
+            slope = torch.where(side == 0, high / (high - low), 0.0)
+            upper, offset = upper + slope, -low * slope
         for stage, place in self.order:
-            if place is not None:
+            if place is not None and known is None:
                 line = stage.lines[1]
                 upper[:, place.columns].addcmul_(free[:, place.columns], line.slopes[0])
                 offset[:, place.columns] = free[:, place.columns] * line.offset
         target = Rays({n: a[clause] for n, a in self.target.parts.items()}, self.target.bias[clause])
         return SplitRows(self, target, signs.to(dtype), (least, greatest), upper, offset)
+
+
+def settled(signs: Tensor, known: Interval | None) -> Tensor:
+    """``[K, U]``: the side of 0 on which each position lies, by a split or by its interval; 0 where on either."""
+    if known is None:
+        return signs
+    low, high = known
+    return torch.where(signs != 0, signs, (low >= 0).to(signs.dtype) - ((high <= 0) & (low < 0)).to(signs.dtype))
 
 
 @dataclass(slots=True)

@@ -18,14 +18,16 @@ PRICE = 1e3
 """Of violating a half-space by 1, as a multiple of how far the objective varies over the box (and of 1)."""
 
 
-def multipliers(root: CondensedRoot, clause: int, signs: Tensor) -> Tensor | None:
-    """``[U]`` float64, >= 0: betas of the half-spaces ``signs`` ``[U]`` (none of them 0) for one clause; None where the
-    solver has no answer."""
+def multipliers(root: CondensedRoot, clause: int, signs: Tensor, sides: Tensor) -> Tensor | None:
+    """``[U]`` float64, >= 0: betas of the half-spaces ``signs`` ``[U]`` (0: none, and no multiplier) for one clause;
+    None where the solver has no answer. ``sides`` ``[U]``: on which side of 0 every position lies, none of them 0."""
     from scipy.optimize import linprog
 
-    objective, planes = _affine(root, clause, signs)
+    objective, planes = _affine(root, clause, sides)
+    split = (signs != 0).nonzero().flatten()
+    planes, result = planes[:, split], torch.zeros(signs.shape, dtype=torch.float64, device=signs.device)
     low, high = (flat(end)[0].double() for end in root.network.ends())
-    side = signs.double()
+    side = signs[split].double()
     price = PRICE * float(1 + (objective[1:].abs() * (high - low)).sum())
     matrix = torch.cat([-(side * planes[1:]).T, -torch.ones((side.shape[0], 1), dtype=torch.float64)], 1)
     found = linprog(
@@ -37,24 +39,25 @@ def multipliers(root: CondensedRoot, clause: int, signs: Tensor) -> Tensor | Non
     )
     if found.status != 0:
         return None
-    return torch.from_numpy(-found.ineqlin.marginals).clamp(min=0).to(signs.device)
+    result[split] = torch.from_numpy(-found.ineqlin.marginals).clamp(min=0).to(signs.device)
+    return result
 
 
-def _affine(root: CondensedRoot, clause: int, signs: Tensor) -> tuple[Tensor, Tensor]:
+def _affine(root: CondensedRoot, clause: int, sides: Tensor) -> tuple[Tensor, Tensor]:
     """The objective ``[1 + n]`` and the pre-activations ``[1 + n, U]``: constant parts, then coefficients by input.
 
     From the values at 0 and at the unit vectors of the n inputs that vary."""
     network = root.network
     inputs, dtype = network.ends()[0].shape[1], network.plan.dtype
-    points = torch.cat([torch.zeros((1, inputs), dtype=dtype), torch.eye(inputs, dtype=dtype)]).to(signs.device)
-    outputs, planes = {network.plan.input: points}, points.new_zeros((1 + inputs, signs.shape[0]))
+    points = torch.cat([torch.zeros((1, inputs), dtype=dtype), torch.eye(inputs, dtype=dtype)]).to(sides.device)
+    outputs, planes = {network.plan.input: points}, points.new_zeros((1 + inputs, sides.shape[0]))
     for stage, place in reversed(root.order):
         (link,) = stage.sources
         values = link.up(outputs)
         if place is not None:
             planes[:, place.columns] = values[:, : stage.choices]
             values = values.clone()
-            values[:, : stage.choices] *= signs[place.columns] > 0
+            values[:, : stage.choices] *= sides[place.columns] > 0
         outputs[stage.node] = values
     objective = root.target.bias[clause].expand(1 + inputs)
     for node, part in root.target.parts.items():

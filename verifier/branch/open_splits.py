@@ -9,7 +9,7 @@ forget theirs and will start from the root's. Slopes are a warm start only; noth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import inf
 from types import MappingProxyType
 
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from bounds.kept import LEVELS
 from verifier.branch.frontier import least
-from verifier.branch.splits import Splits
+from verifier.branch.splits import TENSORS, Splits, made
 
 SPARSE = MappingProxyType({"signs": 0.0, "betas": 0.0, "low": -inf, "high": inf})
 """Fields of ``Splits`` over positions, and the value that they have where there is no split."""
-WHOLE = tuple(f.name for f in fields(Splits) if f.name not in SPARSE and f.name != "slopes")
+WHOLE = tuple(name for name in TENSORS if name not in SPARSE and name != "slopes")
 """Fields that are small."""
 
 
@@ -90,7 +90,8 @@ class Packed:
         slopes = plain.expand(self.size, -1)
         if self.slopes.shape[1] == plain.shape[1]:
             slopes = self.slopes if self.wide else (self.slopes.float() / LEVELS).to(plain.dtype)
-        return Splits(slopes=slopes, **{name: full(name) for name in SPARSE}, **self.whole)
+        values = {"slopes": slopes, **{name: full(name) for name in SPARSE}, **self.whole}
+        return made(values.__getitem__)
 
     def bare(self) -> Packed:
         """Without slopes."""

@@ -105,8 +105,9 @@ class Positions:
                 result[place.before] = place.put(zero, mine)
         return result
 
-    def state(self, plan: Plan, signs: Tensor) -> State:
-        """The root's state with bounds clamped at the splits ``signs`` ``[K, U]``, one box per subproblem.
+    def state(self, plan: Plan, signs: Tensor, known: Interval | None = None) -> State:
+        """The root's state with bounds clamped at the splits ``signs`` ``[K, U]``, one box per subproblem, and within
+        the intervals ``known`` ``[K, U]``; where these are empty anything is said.
 
         The root's charges and sizes hold here too, since every set is a part of the root's.
         """
@@ -119,6 +120,10 @@ class Positions:
             sign, low, high = signs[:, place.columns], place.get(below), place.get(above)
             low = torch.where(sign > 0, low.clamp(min=0), low)
             high = torch.where(sign < 0, high.clamp(max=0), high)
+            if known is not None:
+                one, two = (end[:, place.columns].to(plan.dtype) for end in known)
+                one, two = torch.maximum(low, one), torch.minimum(high, two)
+                low, high = torch.minimum(one, two), torch.maximum(one, two)
             bounds[place.before] = (place.put(below, low), place.put(above, high))
         relaxations: dict[int, Relaxation] = {}
         exact = plan.rounding is not None

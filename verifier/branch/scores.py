@@ -19,7 +19,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bounds.ops.base import Interval
 from verifier.branch.bounding import Bounded, Bounding
+from verifier.branch.condensed_splits import settled
+from verifier.branch.positions import Place
 from verifier.branch.splits import Splits, children
 
 LOOKED_AT = 512
@@ -51,13 +54,13 @@ def chosen(bounding: Bounding, batch: Splits, plain: Tensor, candidates: int) ->
 
 
 def losses(bounding: Bounding, batch: Splits, found: Bounded) -> tuple[Tensor, Tensor]:
-    """``[K, U]`` twice: intercept and BaBSR scores; -1 where a position is split."""
+    """``[K, U]`` twice: intercept and BaBSR scores; -1 where the sign of a position is known."""
     plan, positions = bounding.rough, bounding.positions
     shape = (batch.size, positions.count)
     intercept, smart = (torch.zeros(shape, dtype=plan.dtype, device=plan.device) for _ in range(2))
     for place in positions.places:
-        low, high = (place.get(end).to(plan.dtype) for end in positions.root.bounds[place.before])
-        slope = high / (high - low)
+        low, high = _ends(bounding, batch, place)
+        slope = torch.where((low < 0) & (high > 0), high / (high - low), 0.0)
         constant = plan.offset.get(place.before)
         for relu in place.relus:
             if relu not in found.rows:
@@ -67,7 +70,18 @@ def losses(bounding: Bounding, batch: Splits, found: Bounded) -> tuple[Tensor, T
             intercept[:, place.columns] += lost
             part = rows * (place.get(constant.unsqueeze(0)) if constant is not None else 0.0)
             smart[:, place.columns] += (torch.minimum(part * (slope - 1), part * slope) - lost).abs()
-    return torch.where(batch.signs == 0, intercept, -1.0), torch.where(batch.signs == 0, smart, -1.0)
+    free = settled(batch.signs, batch.known) == 0
+    return torch.where(free, intercept, -1.0), torch.where(free, smart, -1.0)
+
+
+def _ends(bounding: Bounding, batch: Splits, place: Place) -> Interval:
+    """Intervals ``[K or 1, E]`` of a place's positions."""
+    plan = bounding.rough
+    if batch.known is not None:
+        low, high = (end[:, place.columns].to(plan.dtype) for end in batch.known)
+    else:
+        low, high = (place.get(end).to(plan.dtype) for end in bounding.positions.root.bounds[place.before])
+    return low, high
 
 
 def _best(scores: tuple[Tensor, Tensor], count: int) -> Tensor:

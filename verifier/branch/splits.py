@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from bounds.ops.base import Interval
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +24,8 @@ class Splits:
     (else ``[K, 0]``) are the points at which elements are split from below and above, infinite where they are not;
     ``point`` ``[K]`` is that of the next split, ``slopes`` are P parameters of lines, and ``betas`` have either sign
     (``bounds.dual.Dual``).
+
+    ``known``: proven intervals ``[K, U]`` float32 of all positions, where they are at hand (``half_spaces.py``).
     """
 
     clause: Tensor
@@ -34,6 +39,7 @@ class Splits:
     low: Tensor
     high: Tensor
     point: Tensor
+    known: Interval | None = None
 
     @property
     def size(self) -> int:
@@ -42,14 +48,34 @@ class Splits:
 
     def take(self, index: Tensor | slice) -> Splits:
         """Those at ``index`` (numbers, a mask or a slice)."""
-        return Splits(*(getattr(self, f.name)[index] for f in fields(self)))
+        known = None if self.known is None else (self.known[0][index], self.known[1][index])
+        return made(lambda name: getattr(self, name)[index], known)
 
     @staticmethod
     def cat(parts: Sequence[Splits]) -> Splits:
         """All of them, in order."""
         if len(parts) == 1:
             return parts[0]
-        return Splits(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Splits)))
+        known = joined([p.known for p in parts])
+        return made(lambda name: torch.cat([getattr(p, name) for p in parts]), known)
+
+
+TENSORS = tuple(f.name for f in fields(Splits) if f.name != "known")
+"""What says all of a subproblem: intervals are found again from its splits."""
+
+
+def made(tensor: Callable[[str], Tensor], known: Interval | None = None) -> Splits:
+    """Subproblems from their ``TENSORS`` by name."""
+    values: dict[str, Any] = {name: tensor(name) for name in TENSORS}
+    return Splits(**values, known=known)
+
+
+def joined(parts: Sequence[Interval | None]) -> Interval | None:
+    """One after the other, where all are at hand."""
+    there = [p for p in parts if p is not None]
+    if len(there) < len(parts):
+        return None
+    return torch.cat([low for low, _ in there]), torch.cat([high for _, high in there])
 
 
 def children(batch: Splits) -> Splits:
@@ -63,5 +89,15 @@ def children(batch: Splits) -> Splits:
         return Splits.cat([replace(batch, low=above, share=share), replace(batch, high=below, share=share)])
     for side in (1, -1):
         signs = batch.signs.scatter(1, at, torch.full_like(at, side, dtype=torch.int8))
-        sides.append(replace(batch, signs=signs, share=batch.share / 2))
+        sides.append(replace(batch, signs=signs, share=batch.share / 2, known=_clamped(batch.known, at, side)))
     return Splits.cat(sides)
+
+
+def _clamped(known: Interval | None, at: Tensor, side: int) -> Interval | None:
+    """A parent's intervals on one side of a split at 0."""
+    if known is None:
+        return None
+    low, high = known
+    if side > 0:
+        return low.scatter(1, at, low.gather(1, at).clamp(min=0)), high
+    return low, high.scatter(1, at, high.gather(1, at).clamp(max=0))

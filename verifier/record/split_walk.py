@@ -12,7 +12,7 @@ positions, and no tree is made of both.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,14 +20,18 @@ from torch import Tensor
 from bounds.backward import State
 from bounds.kept import Kept, of_arrays
 from bounds.plan import Plan
-from verifier.branch.bounding import Bounding
+from verifier.branch.bounding import Bounded, Bounding
+from verifier.branch.half_spaces import HalfSpaces
 from verifier.branch.objectives import Objectives
 from verifier.branch.problem import OpenTask, Problem
 from verifier.branch.root import refined, refined_by_splits, screen
+from verifier.branch.splits import Splits
 from verifier.record import inner, leaves, point_leaves
 from verifier.record.paths import Paths, uncovered
 from verifier.record.roots import BOUNDS, ROOT, points_of, positions_of
 
+MOST_STEPS = 1000
+"""Of ascent that a record may ask for."""
 BATCH = 128
 """Leaves that are decided at once."""
 
@@ -50,8 +54,11 @@ class Root:
         if bool((task.alive & ~alive).any()):
             raise ValueError(f"clauses of task {task.task} are not refuted by its bounds, and were not searched")
         positions = positions_of(exact, state, given)
-        points = points_of(exact, positions, asked.rows, asked.rhs, given)
-        bounding = Bounding(exact, exact, positions, asked.rows, asked.rhs, exact.output, None, points)
+        points, steps = points_of(exact, positions, asked.rows, asked.rhs, given), given["steps"]
+        if steps.numel() != 1 or not 0 <= int(steps) <= MOST_STEPS:
+            raise ValueError(f"intervals from half-spaces by other than 0 to {MOST_STEPS} steps")
+        spaces = HalfSpaces.of(exact, positions, int(steps))
+        bounding = Bounding(exact, exact, positions, asked.rows, asked.rhs, exact.output, None, points, spaces)
         return Root(bounding, asked.clauses)
 
     def decided(self, entry: Mapping[str, Tensor]) -> tuple[Tensor, Paths]:
@@ -65,9 +72,17 @@ class Root:
         else:
             batch, found = point_leaves.of_arrays(entry, shape, points)
             paths = point_leaves.paths_of(entry)
+        bound = self._decided(self.bounding, batch, found)
+        left, spaces = (~(bound > 0)).nonzero().flatten(), self.bounding.half_spaces
+        if left.shape[0] and spaces is not None:  # multipliers of half-spaces are not kept: better ones may do
+            finer = replace(self.bounding, half_spaces=replace(spaces, steps=4 * spaces.steps))
+            bound[left] = self._decided(finer, batch.take(left), found.take(left))
+        return bound, paths
+
+    def _decided(self, bounding: Bounding, batch: Splits, found: Bounded) -> Tensor:
         every = torch.arange(batch.size)
-        bounds = [self.bounding.decided(batch.take(part), found.take(part)) for part in every.split(BATCH)]
-        return torch.cat([torch.zeros(0, dtype=torch.float64), *bounds]), paths
+        bounds = [bounding.decided(batch.take(part), found.take(part)) for part in every.split(BATCH)]
+        return torch.cat([torch.zeros(0, dtype=torch.float64), *bounds])
 
 
 class SplitWalk:

@@ -97,5 +97,5 @@ def test_splits_at_points_come_back_to_the_last_bit() -> None:
     parameters = torch.from_numpy(rng.normal(size=(7, 11))).half()
     batch = replace(batch, signs=0 * batch.signs, betas=-batch.betas, slopes=parameters, low=low, high=high)
     back, _ = OpenSplits.of(batch.take(batch.clause[:0]), 1 << 20).push(batch).pop(7, parameters[:1])
-    for field in fields(Splits):
+    for field in (f for f in fields(Splits) if f.name != "known"):
         assert torch.equal(getattr(back, field.name), getattr(batch, field.name)), field.name

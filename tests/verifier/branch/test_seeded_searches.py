@@ -99,9 +99,9 @@ def lines_of_another_box(patch: Patch) -> None:
 def cut_at_another_point(patch: Patch) -> None:
     """Bounds clamped at a point that is not the one where the children meet."""
 
-    def change(original: Callable[..., Any], self: Positions, plan: Any, signs: Tensor) -> Any:
+    def change(original: Callable[..., Any], self: Positions, *asked: Any) -> Any:
         shifted = {n: (low - 0.1, high - 0.1) for n, (low, high) in self.root.bounds.items()}
-        return original(replace(self, root=replace(self.root, bounds=shifted)), plan, signs)
+        return original(replace(self, root=replace(self.root, bounds=shifted)), *asked)
 
     wrap(patch, Positions, "state", change)
 
