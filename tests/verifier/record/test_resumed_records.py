@@ -18,7 +18,7 @@ from verifier.record.frames import read_frames
 from verifier.record.recheck import recheck
 from verifier.record.writer import Recorder
 from verifier.run import Run
-from verifier.strategy import AscentPlan, SplitPlan, Strategy, choose, features
+from verifier.strategy import AscentPlan, InnerPlan, SplitPlan, Strategy, choose, features
 
 Ask = tuple[verifier.Query, Strategy]
 WIDTH = 5
@@ -141,6 +141,29 @@ def test_a_stopped_run_and_what_goes_on_from_it_are_proved_again(
     assert verdict.notes[-1] == f"the search went on from {files['checkpoint']}"
     mark = [f.kind for f in read_frames(files["record"])]
     assert mark[0] == "about" and mark[-1] == "end" and mark.count("about") == 1
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_search_that_begins_anew(files: dict[str, Path], tmp_path: Path, anew: bool) -> None:
+    """Stopped before it has better bounds of inner neurons, or after its first steps with these."""
+    query, stages = query_of(tmp_path, ("Relu", "Relu", "Relu"), 1, 0.02), list[str]()
+    strategy = strategy_of(query, False)
+    few = replace(strategy.activation_split, inner=InnerPlan(rounds=1, first_steps=1, steps=1, batch=8))
+    strategy = replace(strategy, attack_after=0.0, activation_split=few)
+
+    def watch(progress: verifier.Progress) -> None:
+        stages.append(progress.stage)
+        begun = stages.index("inner bounds") if "inner bounds" in stages else len(stages)
+        if stages[begun:].count("activation split") > 3 if anew else begun < len(stages):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.verify(query, report=watch, strategy=strategy, **files)
+    assert ("inner" in [f.kind for f in read_frames(files["record"])]) == anew
+    verdict = pipeline.verify(query, strategy=strategy, **files)
+    proves((query, strategy), verdict, files["record"])
+    assert "inner" in [f.kind for f in read_frames(files["record"])]
+    assert verdict.notes[-1] == f"the search went on from {files['checkpoint']}"
 
 
 def test_entries_before_the_checkpoint_are_needed(ask: Ask, files: dict[str, Path]) -> None:
