@@ -230,8 +230,11 @@ def of_arrays(given: Mapping[str, Tensor]) -> Kept:
     """The inverse of ``arrays``; raises ``ValueError`` for arrays that are none of its."""
     sides = sorted((int(n), int(s)) for name in given if name.startswith("values/") for _, n, s in [name.split("/")])
     chunks = given["chunks"].long()
-    if chunks.ndim != 2 or chunks.shape[1] != 1 + len(sides) or bool((chunks < 0).any()):
+    if chunks.ndim != 2 or chunks.shape[1] != 1 + len(sides) or bool((chunks < 0).any() | (chunks[:, :1] < 1).any()):
         raise ValueError("kept chunks do not fit the kept parameters")
+    for name in ("screened", "walked", "rows"):  # each row costs a walk
+        if torch.unique(given[name]).shape != given[name].shape:
+            raise ValueError(f"{name}: a row comes twice")
     columns = [given["rows"].long(), *(given[f"values/{n}/{s}"] for n, s in sides)]
     if [c.shape[0] for c in columns] != chunks.sum(0).tolist():
         raise ValueError("kept chunks do not fit the kept rows")

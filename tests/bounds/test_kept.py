@@ -212,6 +212,10 @@ def test_what_does_not_fit_is_refused() -> None:
         of_arrays({**stored, "chunks": stored["chunks"][:, 1:]})
     with pytest.raises(ValueError, match="kept parameters"):
         of_arrays({**stored, "chunks": -stored["chunks"]})
+    with pytest.raises(ValueError, match="kept parameters"):  # a chunk of no rows
+        of_arrays({**stored, "chunks": torch.cat([stored["chunks"], 0 * stored["chunks"]])})
+    with pytest.raises(ValueError, match="walked: a row comes twice"):
+        of_arrays({**stored, "walked": torch.zeros(2, dtype=torch.int32)})
 
 
 def test_numbers_of_few_bits() -> None:

@@ -19,6 +19,10 @@ from verifier.branch.frontier import Store, Subproblems, most_inherited, unbound
 from verifier.record.boxes import ALL_PASSES, Round
 from verifier.record.frames import Frame, RecordError
 from verifier.record.report import Checks
+from verifier.strategy import MOST_BATCH
+
+ROUND_ELEMENTS = 1 << 26
+"""Elements of all nodes of the boxes of one round (some GB), where these are more than any search bounds at once."""
 
 
 class Waiting:
@@ -81,10 +85,13 @@ class BoxWalk:
     def __init__(self, bounds: BoxBounds, checks: Checks, forgotten: Tensor, memory: int) -> None:
         self.bounds, self.checks = bounds, checks
         self.waiting = Waiting(bounds, forgotten, memory)
+        self.most = max(MOST_BATCH, ROUND_ELEMENTS // max(1, bounds.plans[0].elements))
 
     def step(self, entry: Frame) -> None:
         """One round. Raises ``RecordError`` where the entry cannot be one."""
         wanted = Round.of(entry, self.waiting.known)
+        if wanted.number.shape[0] > self.most:
+            raise RecordError(f"{wanted.number.shape[0]} boxes are bounded at once, more than {self.most}")
         batch = self.waiting.take(wanted)
         index = wanted.open.nonzero().flatten()
         before = batch.take(index)

@@ -88,7 +88,8 @@ def paths_of(arrays: Mapping[str, Tensor]) -> Paths:
     """What the leaves of an entry were split by, for ``paths.uncovered``. Raises ``ValueError``."""
     clause, depth = arrays["clause"].long(), arrays["depth"].long()
     position, side, point = arrays["position"].long(), arrays["side"].long(), arrays["point"]
-    if depth.shape != clause.shape or clause.ndim != 1 or not bool((depth >= 0).all()):
+    inside = (depth >= 0) & (depth <= position.numel())  # so that their sum does not wrap
+    if depth.shape != clause.shape or clause.ndim != 1 or not bool(inside.all()):
         raise ValueError("leaves and their numbers of splits do not fit")
     if not position.shape == side.shape == point.shape == (int(depth.sum()),) or not bool((side.abs() == 1).all()):
         raise ValueError("splits, their sides and points do not fit the leaves")

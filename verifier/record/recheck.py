@@ -51,7 +51,7 @@ def recheck(query: Query, path: str | Path, *, memory: int = MEMORY) -> Report:
     except (RecordError, OSError) as error:
         size = 0 if isinstance(error, OSError) else size
         checks.fail(str(error))
-    except (ValueError, TypeError, LookupError, RuntimeError) as error:  # arrays that do not go with each other
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:  # arrays that do not fit
         checks.fail(f"an entry that nobody wrote, or a fault of ours: {type(error).__name__}: {error}")
     seconds, failed = time.process_time() - start, checks.failed
     return Report(failed == 0, checks.leaves, checks.proved, failed, tuple(checks.failures), size, seconds)

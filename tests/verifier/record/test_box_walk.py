@@ -20,6 +20,7 @@ from bounds.rounding import Rounding, plain_products
 from verifier.branch.input_split import InputSplit
 from verifier.branch.problem import Problem
 from verifier.query import Query, Specification
+from verifier.record import box_walk
 from verifier.record.boxes import KIND
 from verifier.record.frames import MAGIC, Frame, read_frames, write_frame
 from verifier.record.packing import bits, unpacked
@@ -302,6 +303,16 @@ def test_a_file_that_is_missing_is_a_failure(query: Query, tmp_path: Path) -> No
 def test_more_than_the_memory_is_a_failure(query: Query, record: Path) -> None:
     report = recheck(query, record, memory=2000)
     assert not report.proved and "memory" in report.failures[0]
+
+
+def test_a_round_of_more_boxes_than_a_search_bounds_at_once_is_a_failure(
+    query: Query, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(box_walk, "ROUND_ELEMENTS", 1)
+    assert recheck(query, record).proved
+    monkeypatch.setattr(box_walk, "MOST_BATCH", 3)
+    report = recheck(query, record)
+    assert not report.proved and "at once" in report.failures[0]
 
 
 @pytest.mark.parametrize("seed", range(3))

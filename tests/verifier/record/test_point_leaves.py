@@ -210,8 +210,11 @@ def test_changed_numbers_are_other_bounds(usual: Searched) -> None:
 def test_numbers_that_prove_nothing_are_refused(usual: Searched) -> None:
     k = at(usual.entries, leaves.KIND)
     entry = usual.entries[k][1]
-    slope = entry["slope"].float() / 255
+    slope, most = entry["slope"].float() / 255, 2**63 - 1
+    wrapping = torch.zeros(entry["depth"].shape, dtype=torch.int64)  # with the same sum in 64 bits
+    wrapping[:3] = torch.tensor([most, most, 2 + int(entry["depth"].sum())])
     for name, values, words in (
+        ("depth", wrapping, "numbers of splits"),
         ("beta", -entry["beta"] - 1e-3, "multiplier"),
         ("beta", entry["beta"] * math.inf, "multiplier"),
         ("beta", entry["beta"][1:], "multipliers"),

@@ -132,10 +132,22 @@ def position_missing(arrays: dict[str, torch.Tensor]) -> None:
     arrays.pop("position")
 
 
+def depths_that_wrap(arrays: dict[str, torch.Tensor]) -> None:
+    """Numbers of splits whose sum in 64 bits is what it was."""
+    total, most = int(arrays["depth"].sum()), 2**63 - 1
+    arrays["depth"] = torch.zeros(arrays["depth"].shape, dtype=torch.int64)
+    arrays["depth"][:3] = torch.tensor([most, most, 2 + total])
+    assert int(arrays["depth"].sum()) == total
+
+
+def task_infinite(arrays: dict[str, torch.Tensor]) -> None:
+    arrays["task"] = torch.full((1,), torch.inf, dtype=torch.float64)
+
+
 @pytest.mark.parametrize(
     "change",
     [leaf_dropped, other_side, slopes_beyond_one, slopes_missing, negative_beta, beta_nan, position_elsewhere,
-     position_missing],
+     position_missing, depths_that_wrap, task_infinite],
 )  # fmt: skip
 def test_changed_leaves_prove_nothing(
     split: tuple[verifier.Query, Path], tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None]
