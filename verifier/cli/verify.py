@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--explain", action="store_true", help="say on stderr what was chosen for this query and why, "
                         "and at the end when each stage began")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write what is needed to prove unsat again, leaf "
-                        "by leaf; the file is removed where the answer is another")
+                        "by leaf; the file is removed where the answer is another (beside --checkpoint: once decided)")
     parser.add_argument("--exit-code", action="store_true", help="exit with 10 for sat and 20 for unsat")
     options.add_region_options(parser)
     options.add_run_options(parser)

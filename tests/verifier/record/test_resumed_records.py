@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -69,15 +70,19 @@ def query_of(folder: Path, kinds: tuple[str, ...], seed: int, gap: float) -> ver
 
 
 def strategy_of(query: verifier.Query, split_inputs: bool) -> Strategy:
+    """Nothing in it depends on the clock."""
     plain = choose(features(query), 0)
     ascent = AscentPlan(batch=4, steps=2, root_steps=2, intermediate_steps=1)
-    return replace(plain, split_inputs=split_inputs, activation_split=ascent, input_split=SplitPlan(batch=4, fill=1))
+    boxes = SplitPlan(batch=4, fill=1)
+    return replace(
+        plain, split_inputs=split_inputs, attack_after=math.inf, activation_split=ascent, input_split=boxes
+    )
 
 
 CASES = {
     "input split": (("Relu", "Relu"), 1, 0.02),
     "activation split": (("Relu", "Relu", "Relu"), 1, 0.02),
-    "sigmoid": (("Sigmoid", "Sigmoid"), 4, 0.02),
+    "sigmoid": (("Sigmoid", "Sigmoid"), 4, 0.05),
     "tanh, relu": (("Tanh", "Relu"), 6, 1.2),
     "max, sigmoid": (("Max", "Sigmoid"), 5, 0.4),
     "tanh, softmax": (("Tanh", "Softmax"), 5, 0.6),
@@ -181,10 +186,43 @@ def test_entries_before_the_checkpoint_are_needed(ask: Ask, files: dict[str, Pat
     assert not recheck(ask[0], short.path).proved
 
 
+@pytest.mark.parametrize("kinds", [("Relu", "Relu"), ("Sigmoid", "Sigmoid")])
+def test_what_bounds_alone_refute_is_proved_again(kinds: tuple[str, ...], files: dict[str, Path]) -> None:
+    """There is nothing to be written of it; nor is there where an input split refutes whole boxes."""
+    query = query_of(files["record"].parent, kinds, 4, 5.0)
+    for split_inputs, stage in ((False, "root bounds"), (True, "input split")):
+        verdict = pipeline.verify(query, strategy=strategy_of(query, split_inputs), **files)
+        assert isinstance(verdict, verifier.Verified) and verdict.stage == stage
+        report = recheck(query, files["record"])
+        assert report.proved and report.leaves == report.reproved == 2
+        assert sum(f.kind not in ("about", "end") for f in read_frames(files["record"])) == split_inputs
+
+
+def test_a_record_without_entries_proves_no_more_than_bounds_alone(ask: Ask, files: dict[str, Path]) -> None:
+    stopped(ask, files, 2)
+    about = next(read_frames(files["record"])).more["about"]
+    assert Recorder(files["record"], about).finish()
+    report = recheck(ask[0], files["record"])
+    assert not report.proved
+    assert "was not split" in report.failures[0] or "left open" in report.failures[0]
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Ask:
     query = query_of(tmp_path_factory.mktemp("nets"), *CASES["activation split"])
     return query, strategy_of(query, split_inputs=False)
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_search_that_began_anew_goes_on_with_its_record(one: Ask, files: dict[str, Path], steps: int) -> None:
+    """With better bounds of inner neurons, after the first step: the record has two roots of a box."""
+    ask = one[0], replace(one[1], attack_after=0.0, attack_seconds=0.0)
+    stopped(ask, files, steps)
+    verdict = pipeline.verify(ask[0], strategy=ask[1], **files)
+    proves(ask, verdict, files["record"])
+    assert verdict.notes[-1] == f"the search went on from {files['checkpoint']}"
+    roots = [int(f.arrays["task"]) for f in read_frames(files["record"]) if f.kind == "root"]
+    assert roots in ([0, 0, 1], [0, 0, 1, 1])
 
 
 def test_a_record_that_does_not_fit_is_refused_and_the_run_starts_anew(one: Ask, files: dict[str, Path]) -> None:
