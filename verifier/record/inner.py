@@ -77,7 +77,7 @@ def _least(plan: Plan, state: State, asked: tuple[int, Selection], entry: Mappin
     if positions.points:
         raise ValueError("inner bounds by splits are of networks where only ReLUs are relaxed")
     bounding = Bounding(plan, plan, positions, rows, rows.new_zeros(rows.shape[:2]), node, None)
-    _check_cover(leaves.paths_of(entry), node)
+    _check_cover(Paths.of_arrays(entry), node)
     least = rows.new_full((rows.shape[0],), torch.inf)
     for part in _parts(entry, positions.count):
         batch, found = leaves.of_arrays(part, (rows.shape[0], 1), positions.count)

@@ -14,7 +14,7 @@ they are stored*, so whoever reads them proves the same bound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def of_arrays(arrays: Mapping[str, Tensor], clauses: tuple[int, int], positions:
     Raises ``ValueError`` for numbers that prove nothing: a multiplier or weight that is negative or not finite, a slope
     outside [0, 1], a position that is not there, comes twice or out of order.
     """
-    splits = paths_of(arrays)
+    splits = Paths.of_arrays(arrays)
     clause, count, device = splits.clause, splits.clause.shape[0], splits.clause.device
     if not _within(clause, 0, clauses[0] - 1) or not _within(splits.position, 0, positions - 1):
         raise ValueError("a leaf is of a clause or split at a position that is not there")
@@ -76,51 +76,62 @@ def of_arrays(arrays: Mapping[str, Tensor], clauses: tuple[int, int], positions:
         raise ValueError("slopes are outside [0, 1], or not as many as are free")
     slopes = torch.zeros((count, positions), dtype=torch.float64, device=device)
     slopes[free] = values
-    weights = arrays.get("weight", torch.ones((count, 1), device=device)).double()
-    if weights.shape != (count, clauses[1]) or not bool((torch.isfinite(weights) & (weights >= 0)).all()):
-        raise ValueError("a literal's weight is negative, not finite or missing")
+    weights = weights_of(arrays, (count, clauses[1]))
     none = torch.zeros(count, dtype=torch.float64, device=device)
     last, no = torch.full_like(clause, -1), betas[:, :0]
     batch = Splits(clause, signs, slopes, betas, weights, none, none, last, no, no, none)
     return batch, Bounded(none, slopes, betas, weights, _others(arrays, count), none, {})
 
 
-def paths_of(arrays: Mapping[str, Tensor]) -> Paths:
-    """What the leaves of an entry were split by, for ``paths.uncovered``. Raises ``ValueError``."""
-    clause, depth = arrays["clause"].long(), arrays["depth"].long()
-    position, side = arrays["position"].long(), arrays["side"].long()
-    inside = (depth >= 0) & (depth <= position.numel())  # so that their sum does not wrap
-    if depth.shape != clause.shape or clause.ndim != 1 or not bool(inside.all()):
-        raise ValueError("leaves and their numbers of splits do not fit")
-    if position.shape != side.shape or position.shape != (int(depth.sum()),) or not bool((side.abs() == 1).all()):
-        raise ValueError("splits and their sides do not fit the leaves")
-    leaf = torch.arange(clause.shape[0], device=clause.device).repeat_interleave(depth)
-    if not bool(((position[1:] > position[:-1]) | (leaf[1:] > leaf[:-1])).all()):
-        raise ValueError("the positions of a leaf's splits do not rise")
-    return Paths(clause, leaf, position, side, torch.zeros_like(position, dtype=torch.float64))
-
-
-def rounded(plan: Plan, batch: Splits, found: Bounded, few: bool = True) -> Bounded:
-    """The multipliers found, as an entry has them."""
+def rounded(plan: Plan, batch: Splits, found: Bounded) -> Bounded:
+    """The multipliers found, as an entry in few bits has them."""
     shape = (int(batch.clause.max()) + 1 if batch.size else 1, found.weights.shape[1])
-    return of_arrays(arrays_of(plan, batch, found, few), shape, batch.signs.shape[1])[1]
+    return of_arrays(arrays_of(plan, batch, found), shape, batch.signs.shape[1])[1]
 
 
 def decided(bounding: Bounding, batch: Splits, found: Bounded) -> tuple[Tensor, list[dict[str, Tensor]]]:
     """``[K]``: proven bounds with the multipliers as entries have them; and the entries of leaves refuted by these.
 
     Where few bits prove nothing the search's own bits are tried."""
+    shape, positions = (bounding.rhs.shape[0], bounding.rhs.shape[1]), bounding.positions.count
+
+    def entry(some: Splits, at: Bounded, few: bool) -> dict[str, Tensor]:
+        return arrays_of(bounding.exact, some, at, few)
+
+    return in_bits(bounding, (batch, found), (True, False), entry, lambda e: of_arrays(e, shape, positions))
+
+
+def in_bits(
+    bounding: Bounding,
+    leaves: tuple[Splits, Bounded],
+    tries: Sequence[bool],
+    entry: Callable[[Splits, Bounded, bool], dict[str, Tensor]],
+    read: Callable[[Mapping[str, Tensor]], tuple[Splits, Bounded]],
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """``[K]``: proven bounds of leaves with the multipliers that ``read`` finds in an ``entry`` of them, at the first
+    of ``tries`` (with few bits: True, or more) that refutes them; and the entries of those that each one refutes."""
+    batch, found = leaves
     proven, entries = torch.full(batch.clause.shape, -torch.inf, dtype=torch.float64, device=batch.clause.device), []
     left = torch.arange(batch.size, device=batch.clause.device)
-    for few in (True, False):
+    for few in tries:
         some, at = batch.take(left), found.take(left)
-        bound = bounding.decided(some, rounded(bounding.exact, some, at, few)) if some.size else proven[left]
+        if not some.size:
+            break
+        bound = bounding.decided(some, read(entry(some, at, few))[1])
         proven[left] = torch.maximum(proven[left], bound)
         good = bound > 0
         if bool(good.any()):
-            entries.append(arrays_of(bounding.exact, some.take(good), at.take(good), few))
+            entries.append(entry(some.take(good), at.take(good), few))
         left = left[~good]
     return proven, entries
+
+
+def weights_of(arrays: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+    """``[K, L]`` float64: the weights of an entry, 1 where it has none. Raises ``ValueError``."""
+    weights = arrays.get("weight", torch.ones((shape[0], 1), device=arrays["clause"].device)).double()
+    if weights.shape != shape or not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+        raise ValueError("a literal's weight is negative, not finite or missing")
+    return weights
 
 
 def _within(values: Tensor, least: int, most: int) -> bool:

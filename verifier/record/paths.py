@@ -9,7 +9,7 @@ them, so whoever finds none has found a hole. All parts are looked at together, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,25 @@ class Paths:
     position: Tensor
     side: Tensor
     point: Tensor
+
+    @staticmethod
+    def of_arrays(arrays: Mapping[str, Tensor], at_points: bool = False) -> Paths:
+        """Of an entry of leaves (``leaves.py``; ``at_points``: ``point_leaves.py``). Raises ``ValueError``."""
+        clause, depth = arrays["clause"].long(), arrays["depth"].long()
+        position, side = arrays["position"].long(), arrays["side"].long()
+        point = arrays["point"] if at_points else torch.zeros(position.shape, dtype=torch.float32)
+        inside = (depth >= 0) & (depth <= position.numel())  # so that their sum does not wrap
+        if depth.shape != clause.shape or clause.ndim != 1 or not bool(inside.all()):
+            raise ValueError("leaves and their numbers of splits do not fit")
+        if not position.shape == side.shape == point.shape == (int(depth.sum()),) or not bool((side.abs() == 1).all()):
+            raise ValueError("splits, their sides and points do not fit the leaves")
+        if point.dtype != torch.float32 or not bool(torch.isfinite(point).all()):  # what bounds are computed with
+            raise ValueError("points are finite numbers in float32")
+        leaf = torch.arange(clause.shape[0], device=clause.device).repeat_interleave(depth)
+        order = 2 * position + (side < 0) if at_points else position  # one position may have both ends
+        if not bool(((order[1:] > order[:-1]) | (leaf[1:] > leaf[:-1])).all()):
+            raise ValueError("the positions of a leaf's splits do not rise")
+        return Paths(clause, leaf, position, side, point.double())
 
     @staticmethod
     def cat(parts: Sequence[Paths]) -> Paths:

@@ -22,6 +22,7 @@ from bounds.kept import coarse, fine, half
 from verifier.branch.bounding import Bounded, Bounding
 from verifier.branch.point_splits import PointRoot
 from verifier.branch.splits import Splits
+from verifier.record.leaves import in_bits, weights_of
 from verifier.record.paths import Paths
 
 
@@ -51,7 +52,7 @@ def of_arrays(arrays: Mapping[str, Tensor], clauses: tuple[int, int], root: Poin
 
     Raises ``ValueError`` for numbers that prove nothing: a multiplier or weight that is negative or not finite, a
     parameter out of its range, a position that is not there, comes twice or out of order."""
-    paths, shares, positions = paths_of(arrays), root.shares, root.positions.count
+    paths, shares, positions = Paths.of_arrays(arrays, at_points=True), root.shares, root.positions.count
     clause, count, device = paths.clause, paths.clause.shape[0], paths.clause.device
     _all((clause >= 0) & (clause < clauses[0]), "a leaf is of a clause that is not there")
     _all((paths.position >= 0) & (paths.position < positions), "a leaf is split at a position that is not there")
@@ -74,53 +75,25 @@ def of_arrays(arrays: Mapping[str, Tensor], clauses: tuple[int, int], root: Poin
         _all(torch.isfinite(values), "a parameter of a line is not finite")
         slopes[:, mask] = values
     _all((slopes[:, shares] >= 0) & (slopes[:, shares] <= 1), "a slope is outside [0, 1]")
-    weights = arrays.get("weight", torch.ones((count, 1), device=device)).double()
-    if weights.shape != (count, clauses[1]):
-        raise ValueError("weights are not as many as literals")
-    _all(torch.isfinite(weights) & (weights >= 0), "a literal's weight is negative or not finite")
+    weights = weights_of(arrays, (count, clauses[1]))
     none, last = torch.zeros(count, dtype=torch.float64, device=device), torch.full_like(clause, -1)
     signs = torch.zeros((count, positions), dtype=torch.int8, device=device)
     batch = Splits(clause, signs, slopes, betas, weights, none, none, last, low, high, none)
     return batch, Bounded(none, slopes, betas, weights, {}, none, {})
 
 
-def paths_of(arrays: Mapping[str, Tensor]) -> Paths:
-    """What the leaves of an entry were split by, for ``paths.uncovered``. Raises ``ValueError``."""
-    clause, depth = arrays["clause"].long(), arrays["depth"].long()
-    position, side, point = arrays["position"].long(), arrays["side"].long(), arrays["point"]
-    inside = (depth >= 0) & (depth <= position.numel())  # so that their sum does not wrap
-    if depth.shape != clause.shape or clause.ndim != 1 or not bool(inside.all()):
-        raise ValueError("leaves and their numbers of splits do not fit")
-    if not position.shape == side.shape == point.shape == (int(depth.sum()),) or not bool((side.abs() == 1).all()):
-        raise ValueError("splits, their sides and points do not fit the leaves")
-    if point.dtype != torch.float32 or not bool(torch.isfinite(point).all()):  # what bounds are computed with
-        raise ValueError("points are finite numbers in float32")
-    leaf = torch.arange(clause.shape[0], device=clause.device).repeat_interleave(depth)
-    order = 2 * position + (side < 0)
-    if not bool(((order[1:] > order[:-1]) | (leaf[1:] > leaf[:-1])).all()):
-        raise ValueError("the positions of a leaf's splits do not rise")
-    return Paths(clause, leaf, position, side, point.double())
-
-
 def decided(bounding: Bounding, batch: Splits, found: Bounded) -> tuple[Tensor, list[dict[str, Tensor]]]:
     """``[K]``: proven bounds with the multipliers as entries have them; and the entries of leaves refuted by these.
 
     Where few bits prove nothing more are tried, if there are slopes that have fewer."""
-    root, entries = bounding.points, list[dict[str, Tensor]]()
+    root = bounding.points
     assert root is not None
-    proven = torch.full(batch.clause.shape, -torch.inf, dtype=torch.float64, device=batch.clause.device)
-    left, shape = torch.arange(batch.size, device=batch.clause.device), (root.rhs.shape[0], root.rhs.shape[1])
-    for few in (True, False) if bool(root.shares.any()) else (True,):
-        some, at = batch.take(left), found.take(left)
-        if not some.size:
-            break
-        bound = bounding.decided(some, of_arrays(arrays_of(root, some, at, few), shape, root)[1])
-        proven[left] = torch.maximum(proven[left], bound)
-        good = bound > 0
-        if bool(good.any()):
-            entries.append(arrays_of(root, some.take(good), at.take(good), few))
-        left = left[~good]
-    return proven, entries
+    shape, tries = (root.rhs.shape[0], root.rhs.shape[1]), (True, False) if bool(root.shares.any()) else (True,)
+
+    def entry(some: Splits, at: Bounded, few: bool) -> dict[str, Tensor]:
+        return arrays_of(root, some, at, few)
+
+    return in_bits(bounding, (batch, found), tries, entry, lambda e: of_arrays(e, shape, root))
 
 
 def _all(good: Tensor, reason: str) -> None:

@@ -68,10 +68,10 @@ class Root:
         shape, points = (self.clauses.shape[0], self.bounding.rhs.shape[1]), self.bounding.points
         if points is None:
             batch, found = leaves.of_arrays(entry, shape, self.bounding.positions.count)
-            paths = leaves.paths_of(entry)
+            paths = Paths.of_arrays(entry)
         else:
             batch, found = point_leaves.of_arrays(entry, shape, points)
-            paths = point_leaves.paths_of(entry)
+            paths = Paths.of_arrays(entry, at_points=True)
         bound = self._decided(self.bounding, batch, found)
         left, spaces = (~(bound > 0)).nonzero().flatten(), self.bounding.half_spaces
         if left.shape[0] and spaces is not None:  # multipliers of half-spaces are not kept: better ones may do

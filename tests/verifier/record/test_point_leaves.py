@@ -224,7 +224,7 @@ def test_numbers_that_prove_nothing_are_refused(usual: Searched) -> None:
         ("line", entry["line"] * math.nan, "not finite"),
         ("line", entry["line"][:, 1:], "as many"),
         ("weight", -entry["weight"], "weight"),
-        ("weight", entry["weight"][:, 1:], "weights"),
+        ("weight", entry["weight"][:, 1:], "weight"),
         ("position", entry["position"] + 1000, "not there"),
         ("position", 0 * entry["position"], "do not rise"),
         ("point", entry["point"].double(), "float32"),
