@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -40,6 +40,17 @@ def vnncomp_dir() -> Path:
     if not named or not Path(named).is_dir():
         pytest.skip(WITHOUT_INSTANCES)
     return Path(named)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tensors so tiny that more threads only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def _module(path: Path) -> ModuleType:

@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifier import __version__, arrays
+from verifier import __version__, arrays, digests
 from verifier.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,9 +71,8 @@ def fingerprint(query: Query) -> str:
     for node in query.graph.nodes:
         digest.update(repr(node).encode())
     for number, constant in query.graph.constants.items():
-        _update(digest, str(number), constant.value.numpy(force=True))
-    for field in fields(query.cases):
-        _update(digest, field.name, np.asarray(getattr(query.cases, field.name)))
+        digests.add(digest, str(number), constant.value.numpy(force=True))
+    digests.add_cases(digest, query.cases)
     return digest.hexdigest()
 
 
@@ -154,10 +153,5 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _digest(made_for: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256(json.dumps(dict(made_for), sort_keys=True).encode())
     for name in sorted(state):
-        _update(digest, name, state[name])
+        digests.add(digest, name, state[name])
     return digest.hexdigest()
-
-
-def _update(digest: Any, name: str, values: np.ndarray) -> None:
-    digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
-    digest.update(np.ascontiguousarray(values).tobytes())

@@ -27,14 +27,7 @@ ENGINES = (
     "activation_split_resumed",
 )
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> object:
-    """Tensors here are tiny: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_all_engines_are_named(planted: ModuleType) -> None:

@@ -43,13 +43,7 @@ from verifier.strategy import SplitPlan
 
 Patch = pytest.MonkeyPatch
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> object:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def wrap(patch: Patch, owner: Any, name: str, change: Callable[..., Any]) -> None:

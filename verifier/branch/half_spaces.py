@@ -122,7 +122,7 @@ class HalfSpaces:
     def _decided(self, lines: Tensor, betas: Tensor) -> Tensor:
         """``[K, 2 E]`` float64: the bounds with these multipliers, in exact arithmetic."""
         rounding = Rounding.of(torch.float64)
-        weights, others, constants = betas.double(), self.rows[lines], self.constant[lines].unsqueeze(2)
+        weights, others, constants = betas.double().clamp(min=0), self.rows[lines], self.constant[lines].unsqueeze(2)
         rows = self.rows + weights @ others
         value = rows.clamp(min=0) @ self.lower + rows.clamp(max=0) @ self.upper
         value = value + self.constant + (weights @ constants).squeeze(2)

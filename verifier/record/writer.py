@@ -14,15 +14,15 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from verifier import digests
 from verifier.errors import InputError
 from verifier.query import Query
 from verifier.record.frames import MAGIC, Frame, RecordError, read_frames, write_frame
@@ -227,10 +227,7 @@ def question(query: Query) -> dict[str, Any]:
 
 def _hash_of_cases(query: Query) -> str:
     digest = hashlib.sha256()
-    for entry in fields(query.cases):
-        array = np.ascontiguousarray(getattr(query.cases, entry.name))
-        digest.update(f"{entry.name} {array.dtype.str} {array.shape};".encode())
-        digest.update(array.tobytes())
+    digests.add_cases(digest, query.cases)
     for form in query.specification.forms:
         digest.update(f"{form};".encode())
     return digest.hexdigest()
