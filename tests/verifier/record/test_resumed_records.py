@@ -213,18 +213,6 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Ask:
     return query, strategy_of(query, split_inputs=False)
 
 
-@pytest.mark.parametrize("steps", [2, 4])
-def test_a_search_that_began_anew_goes_on_with_its_record(one: Ask, files: dict[str, Path], steps: int) -> None:
-    """With better bounds of inner neurons, after the first step: the record has two roots of a box."""
-    ask = one[0], replace(one[1], attack_after=0.0, attack_seconds=0.0)
-    stopped(ask, files, steps)
-    verdict = pipeline.verify(ask[0], strategy=ask[1], **files)
-    proves(ask, verdict, files["record"])
-    assert verdict.notes[-1] == f"the search went on from {files['checkpoint']}"
-    roots = [int(f.arrays["task"]) for f in read_frames(files["record"]) if f.kind == "root"]
-    assert roots in ([0, 0, 1], [0, 0, 1, 1])
-
-
 def test_a_record_that_does_not_fit_is_refused_and_the_run_starts_anew(one: Ask, files: dict[str, Path]) -> None:
     stopped(one, files, 4)
     record, saved = files["record"], files["checkpoint"].read_bytes()
