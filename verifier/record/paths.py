@@ -32,7 +32,7 @@ class Paths:
         """Of an entry of leaves (``leaves.py``; ``at_points``: ``point_leaves.py``). Raises ``ValueError``."""
         clause, depth = arrays["clause"].long(), arrays["depth"].long()
         position, side = arrays["position"].long(), arrays["side"].long()
-        point = arrays["point"] if at_points else torch.zeros(position.shape, dtype=torch.float32)
+        point = arrays["point"] if at_points else torch.zeros_like(position, dtype=torch.float32)
         inside = (depth >= 0) & (depth <= position.numel())  # so that their sum does not wrap
         if depth.shape != clause.shape or clause.ndim != 1 or not bool(inside.all()):
             raise ValueError("leaves and their numbers of splits do not fit")
