@@ -31,7 +31,7 @@ from verifier.branch.point_splits import in_16_bits
 from verifier.branch.positions import Positions
 from verifier.branch.problem import Misfit, OpenTask, Problem, Step, Tally
 from verifier.branch.scores import chosen
-from verifier.branch.splits import Splits, children
+from verifier.branch.splits import Splits, children, unsplit
 from verifier.record import leaves, point_leaves, roots
 from verifier.record.entries import Write
 from verifier.strategy import AscentPlan
@@ -147,23 +147,10 @@ class ActivationSplit:
 
     def _root(self) -> Splits:
         """One subproblem per open clause, without splits, with the slopes of the root's own lines."""
-        count, size = self.clauses.shape[0], self.positions.count
-        device = self.rough.device
-        none = torch.zeros((1, size), dtype=torch.int8, device=device)
-        far = torch.full((count, size if self.positions.points else 0), torch.inf, device=device)
-        return Splits(
-            torch.arange(count, device=device),
-            none.expand(count, size),
-            self.plain.expand(count, self.plain.shape[1]),
-            torch.zeros((count, size), dtype=torch.float16, device=device),
-            self.present.double() / self.present.sum(1, keepdim=True).clamp(min=1),
-            torch.full((count,), -torch.inf, dtype=torch.float64, device=device),
-            torch.full((count,), 1 / max(1, count), dtype=torch.float64, device=device),
-            torch.zeros(count, dtype=torch.int64, device=device),
-            -far,
-            far,
-            torch.zeros(count, device=device),
-        )
+        weights = self.present.double() / self.present.sum(1, keepdim=True).clamp(min=1)
+        bound = torch.full_like(weights[:, 0], -torch.inf)
+        share = 1 / max(1, bound.shape[0])
+        return unsplit(weights, bound, share, self.plain, self.positions.count, self.positions.points)
 
     def _sift(self, batch: Splits, steps: int) -> _Sifted:
         """Bound a batch; what is left open remembers its multipliers and its next split."""

@@ -27,7 +27,7 @@ from bounds.propagate import Tighten
 from verifier.branch.bounding import Bounded, Bounding
 from verifier.branch.positions import Positions
 from verifier.branch.scores import chosen
-from verifier.branch.splits import Splits, children
+from verifier.branch.splits import Splits, children, unsplit
 from verifier.record import leaves
 from verifier.record.inner import Keep
 from verifier.strategy import InnerPlan
@@ -58,21 +58,8 @@ class _Rows:
 
     def first(self) -> Splits:
         """The rows over the whole box."""
-        count, size = self.known.shape[0], self.plain.shape[1]
-        points = self.plain.new_zeros((count, 0), dtype=torch.float32)
-        return Splits(
-            torch.arange(count, device=self.known.device),
-            self.plain.new_zeros((count, size), dtype=torch.int8),
-            self.plain.repeat(count, 1),
-            torch.zeros_like(self.plain).repeat(count, 1),
-            self.known.new_ones((count, 1)),
-            self.known,
-            torch.ones_like(self.known),
-            torch.zeros(count, dtype=torch.int64, device=self.known.device),
-            points,
-            points,
-            points.new_zeros(count),
-        )
+        ones = self.known.new_ones((self.known.shape[0], 1))
+        return unsplit(ones, self.known, 1.0, self.plain, self.plain.shape[1])
 
     def bounded(self, batch: Splits, steps: int) -> Splits:
         """With better bounds (nothing proven), the multipliers that give them, and the next splits (-1: none left, and

@@ -70,6 +70,28 @@ def made(tensor: Callable[[str], Tensor], known: Interval | None = None) -> Spli
     return Splits(**values, known=known)
 
 
+def unsplit(
+    weights: Tensor, bound: Tensor, share: float, plain: Tensor, positions: int, at_points: bool = False
+) -> Splits:
+    """Of each of C clauses (``weights`` ``[C, L]``, ``bound`` ``[C]``) the whole box, with the parameters ``plain``
+    ``[1, P]``."""
+    count, device = weights.shape[0], weights.device
+    far = torch.full((count, positions if at_points else 0), torch.inf, device=device)
+    return Splits(
+        torch.arange(count, device=device),
+        torch.zeros((1, positions), dtype=torch.int8, device=device).expand(count, positions),
+        plain.expand(count, plain.shape[1]),
+        torch.zeros((count, positions), dtype=torch.float16, device=device),
+        weights,
+        bound,
+        torch.full_like(bound, share),
+        torch.zeros(count, dtype=torch.int64, device=device),
+        -far,
+        far,
+        torch.zeros(count, device=device),
+    )
+
+
 def joined(parts: Sequence[Interval | None]) -> Interval | None:
     """One after the other, where all are at hand."""
     there = [p for p in parts if p is not None]
