@@ -23,6 +23,7 @@ ENGINES = (
     "activation_split",
     "activation_split_refined",
     "activation_split_inner",
+    "activation_split_half_spaces",
     "activation_split_by_score",
     "activation_split_resumed",
 )
