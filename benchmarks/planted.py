@@ -9,7 +9,8 @@ Each query has a random network, one to three boxes with one to three clauses ea
 fulfils one clause by a relative margin of 1e-2 down to 1e-6 of the outputs' scale. Half of the points are the least
 found of many, so that little else of the box is a counterexample. Nothing searches for the point: the engines that
 prove are run alone, for some rounds each, and ``unsat`` from any of them is an error. So that the gate cannot pass by
-never refuting, the same queries are asked again with thresholds out of reach, and refutations are counted.
+never refuting, the same queries are asked again with thresholds out of reach, and refutations are counted. With
+``--dense`` the networks are layers of ReLUs alone, where splits of activations at 0 have most to do.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from planted_engines import ENGINES, Budget, Engine, UnprovedError
-from random_networks import Scales, random_graph
+from random_networks import Scales, dense_graph, random_graph
 
 from bounds.graph import Graph
 from verifier.query import Cases, Query, Specification
@@ -53,17 +54,21 @@ class Instance:
     margin: float
 
 
-def instances(seed: int, count: int, first: int = 0) -> Iterator[Instance]:
+def instances(seed: int, count: int, first: int = 0, dense: bool = False) -> Iterator[Instance]:
     """``count`` instances from number ``first`` on; equal seeds give equal ones."""
     for k in range(first, first + count):
-        yield instance(np.random.default_rng([seed, k]))
+        rng = np.random.default_rng([seed, k])
+        yield instance(rng, dense_graph(rng) if dense else _graph(rng))
 
 
-def instance(rng: np.random.Generator) -> Instance:
-    """One random instance."""
+def _graph(rng: np.random.Generator) -> Graph:
     weight, cancel = float(rng.choice([0.5, 1.0, 2.0])), rng.random() < 0.1
     jumps, products, waves = (bool(b) for b in rng.random(3) < 0.25)
-    graph = random_graph(rng, Scales(weight, cancel=cancel, jumps=jumps, products=products, waves=waves))
+    return random_graph(rng, Scales(weight, cancel=cancel, jumps=jumps, products=products, waves=waves))
+
+
+def instance(rng: np.random.Generator, graph: Graph) -> Instance:
+    """One random instance of a network."""
     size = graph.nodes[graph.inputs[0]].shape[0]
     boxes = [_box(rng, size) for _ in range(int(rng.integers(1, 4)))]
     hidden = int(rng.integers(len(boxes)))
@@ -152,8 +157,14 @@ def _impossible(query: Query, values: list[tuple[np.ndarray, np.ndarray]]) -> Qu
     return replace(query, cases=replace(cases, threshold=threshold))
 
 
-def gate(
-    engine: Engine, seed: int, count: int, budget: Budget | None = None, twins: int = 3, first: int = 0
+def gate(  # noqa: PLR0913 - which instances, and how hard an engine tries
+    engine: Engine,
+    seed: int,
+    count: int,
+    budget: Budget | None = None,
+    twins: int = 3,
+    first: int = 0,
+    dense: bool = False,
 ) -> Counter[str]:
     """Run an engine on planted instances; raises ``FalseRefutationError`` where it refutes one.
 
@@ -162,7 +173,7 @@ def gate(
     budget = Budget() if budget is None else budget
     counts: Counter[str] = Counter()
     with torch.no_grad():
-        for k, one in enumerate(instances(seed, count, first), first):
+        for k, one in enumerate(instances(seed, count, first, dense), first):
             if engine(one.query, budget):
                 raise FalseRefutationError(f"instance {k} of seed {seed}: {one.point} fulfils it by {one.margin:g}")
             counts["planted, open"] += 1
@@ -181,6 +192,7 @@ class Part:
     first: int
     count: int
     budget: Budget
+    dense: bool = False
 
 
 def work(part: Part) -> dict[str, object]:
@@ -188,15 +200,15 @@ def work(part: Part) -> dict[str, object]:
     torch.set_num_threads(1)
     start, line = time.monotonic(), asdict(part)
     try:
-        counts = gate(ENGINES[part.engine], part.seed, part.count, part.budget, first=part.first)
+        counts = gate(ENGINES[part.engine], part.seed, part.count, part.budget, first=part.first, dense=part.dense)
     except (FalseRefutationError, UnprovedError) as error:
         return line | {"false": str(error), "counts": {}, "took": time.monotonic() - start}
     return line | {"counts": dict(counts), "took": time.monotonic() - start}
 
 
-def parts(names: Iterable[str], seed: int, count: int, budget: Budget) -> list[Part]:
+def parts(names: Iterable[str], seed: int, count: int, budget: Budget, dense: bool = False) -> list[Part]:
     """What there is to do: all engines look at the first instances, then at the next ones."""
-    return [Part(n, seed, k, min(PART, count - k), budget) for k in range(0, count, PART) for n in names]
+    return [Part(n, seed, k, min(PART, count - k), budget, dense) for k in range(0, count, PART) for n in names]
 
 
 def run(todo: list[Part], jobs: int, out: Path | None, resume: bool) -> list[dict[str, object]]:
@@ -231,10 +243,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="a line for each part that is done")
     parser.add_argument("--resume", action="store_true", help="run only the parts that the file does not have")
+    parser.add_argument("--dense", action="store_true", help="networks of ReLUs alone")
     parser.add_argument("--engine", choices=sorted(ENGINES), action="append")
     options = parser.parse_args()
     names = options.engine or list(ENGINES)
-    todo = parts(names, options.seed, options.count, Budget(options.rounds, options.seconds))
+    todo = parts(names, options.seed, options.count, Budget(options.rounds, options.seconds), options.dense)
     lines = run(todo, options.jobs, options.out, options.resume)
     for name in names:
         mine = [line for line in lines if line["engine"] == name]

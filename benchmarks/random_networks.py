@@ -246,6 +246,17 @@ class _Draw:
         return self.build.add(Max(), *columns)
 
 
+def dense_graph(rng: np.random.Generator) -> Graph:
+    """A graph of 2 to 6 inputs, one or two layers of 6 to 24 ReLUs, and 1 to 3 outputs: nothing but products, sums and
+    ReLUs, which the other graphs seldom are."""
+    build = Builder()
+    draw = _Draw(rng, build, Scales())
+    x = build.input((draw.among(2, 6),), "x")
+    for _ in range(draw.among(1, 2)):
+        x = build.add(Relu(), draw.dense(x, draw.among(6, 24)))
+    return build.finish([draw.dense(x, draw.among(1, 3))])
+
+
 def random_graph(rng: np.random.Generator, scales: Scales | None = None, image: bool | None = None) -> Graph:
     """A graph of one flat input and one flat output (1 to 3 elements) of one to three blocks."""
     build = Builder()

@@ -21,6 +21,8 @@ import bounds.backward
 import bounds.dual
 import verifier.branch.activation_split
 import verifier.branch.box_bounds
+import verifier.record.leaves
+import verifier.record.point_leaves
 from bounds.ascent import DualRows
 from bounds.backward import Walk
 from bounds.graph import Builder
@@ -115,7 +117,7 @@ def beta_with_the_wrong_sign(patch: Patch) -> None:
 
 
 def negative_weights(patch: Patch) -> None:
-    """Literal weights that are not kept non-negative."""
+    """Literal weights that are not kept non-negative, neither by the ascent nor where they are written and read."""
 
     def change(original: Callable[..., None], self: DualRows, point: Tensor) -> None:
         original(self, point)
@@ -123,7 +125,16 @@ def negative_weights(patch: Patch) -> None:
         if literals > 1:
             point[:, point.shape[1] - literals + 1 :] *= -1
 
+    def written(original: Callable[..., Any], plan: Any, batch: Splits, found: Any, *few: bool) -> Any:
+        entry = original(plan, batch, found, *few)
+        return {**entry, "weight": found.weights} if "weight" in entry else entry
+
     wrap(patch, DualRows, "project", change)
+    wrap(patch, verifier.record.leaves, "arrays_of", written)
+    wrap(patch, verifier.record.point_leaves, "arrays_of", written)
+    for module in (verifier.record.leaves, verifier.record.point_leaves):
+        wrap(patch, module, "weights_of", lambda f, entry, shape: entry["weight"].double() if "weight" in entry
+             else f(entry, shape))  # fmt: skip
 
 
 def one_side_of_a_split(patch: Patch) -> None:

@@ -24,6 +24,7 @@ from bounds.ops.jumps import Jumping, Step
 from bounds.ops.relu import Relu
 from verifier.branch.activation_split import ActivationSplit
 from verifier.branch.frontier import Subproblems
+from verifier.branch.half_spaces import HalfSpaces
 from verifier.branch.input_split import InputSplit
 from verifier.branch.positions import Positions
 from verifier.branch.problem import Literals, Problem
@@ -100,6 +101,11 @@ def cut_at_another_point(patch: Patch) -> None:
     wrap(patch, Positions, "state", change)
 
 
+def half_space_of_the_wrong_side(patch: Patch) -> None:
+    """Neurons bounded over what the other child of each split keeps."""
+    wrap(patch, HalfSpaces, "_opposite", lambda f, self, signs: f(self, -signs))
+
+
 def cut_not_shared(patch: Patch) -> None:
     """Each child is cut in its own middle: between them a gap is left."""
 
@@ -170,6 +176,7 @@ BUGS: Sequence[tuple[Callable[[Patch], None], str, int]] = (
     (tasks_mixed, "input_split_float64", 3),
     (lines_of_another_box, "input_split_float64", 82),
     (cut_at_another_point, "activation_split_by_score", 10),
+    (half_space_of_the_wrong_side, "activation_split_half_spaces", 2),
     (cut_not_shared, "input_split_float64", 72),
     (cut_on_the_wrong_side, "input_split_float64", 2),
     (stuck_leaves_dropped, "activation_split_by_score", 0),
@@ -184,7 +191,9 @@ def test_a_seeded_bug_is_caught(
     engine, budget = planted.ENGINES[engine], planted.Budget(rounds=8, seconds=1e9)
     bug(monkeypatch)
     with torch.no_grad():
-        shown = next((one for one in planted.instances(SEED, MOST, place) if engine(one.query, budget)), None)
+        dense = bug is half_space_of_the_wrong_side
+        some = planted.instances(SEED, MOST, place, dense)
+        shown = next((one for one in some if engine(one.query, budget)), None)
         assert shown is not None, "the mistake does not show"
         monkeypatch.undo()
         assert not engine(shown.query, budget), "refuted without the bug too"
