@@ -23,7 +23,8 @@ from bounds.alignment import cut, inner, sloped
 from bounds.box import Box, LpBall
 from bounds.graph import Node
 from bounds.layouts import Dense, Owner, Places, Rows, Selection, Windows, flat, is_image, total
-from bounds.ops.base import Affine, Interval, Line, Nonlinear, Relaxation, sum_of
+from bounds.ops.affine import Affine
+from bounds.ops.base import Interval, Line, Nonlinear, Relaxation, sum_of
 from bounds.ops.simplex import OnSimplex
 from bounds.plan import Plan
 

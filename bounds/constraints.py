@@ -85,5 +85,14 @@ def block(
     )
 
 
+def phases(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``own`` of a block: ``count`` columns that are 0 or 1."""
+    return (
+        torch.zeros(count, dtype=torch.float64),
+        torch.ones(count, dtype=torch.float64),
+        torch.ones(count, dtype=torch.bool),
+    )
+
+
 def _full(value: Tensor | float, count: int) -> Tensor:
     return value.double() if isinstance(value, Tensor) else torch.full((count,), value, dtype=torch.float64)

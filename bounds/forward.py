@@ -23,7 +23,8 @@ from bounds.box import Box
 from bounds.graph import Node
 from bounds.interval import affine_charge, finite_or_infinite, rounds
 from bounds.layouts import flat
-from bounds.ops.base import Affine, Interval, Nonlinear, Relaxation
+from bounds.ops.affine import Affine
+from bounds.ops.base import Interval, Nonlinear, Relaxation
 from bounds.plan import Plan
 from bounds.rounding import Rounding
 

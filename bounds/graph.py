@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bounds.ops.base import Affine, Interval, Op, Shape, UnsupportedOperatorError
+from bounds.ops.affine import Affine
+from bounds.ops.base import Interval, Op, Shape, UnsupportedOperatorError
 from bounds.rounding import Rounding
 
 

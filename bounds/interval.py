@@ -15,7 +15,8 @@ from torch import Tensor
 
 from bounds import machine
 from bounds.graph import Node
-from bounds.ops.base import Affine, Interval, Line, Nonlinear, Relaxation
+from bounds.ops.affine import Affine
+from bounds.ops.base import Interval, Line, Nonlinear, Relaxation
 from bounds.ops.shaping import Reshape
 from bounds.ops.univariate import PiecewiseLinear
 from bounds.plan import Plan

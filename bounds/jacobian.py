@@ -25,8 +25,9 @@ from bounds.box import Box, LpBall
 from bounds.compute import check_graph, compute_bounds
 from bounds.graph import Graph, Node
 from bounds.methods import Crown, Method
+from bounds.ops.affine import Affine
 from bounds.ops.arithmetic import repetition, unbroadcast
-from bounds.ops.base import Affine, Interval, NoDerivativeError, Nonlinear, Shape
+from bounds.ops.base import Interval, NoDerivativeError, Nonlinear, Shape
 from bounds.plan import Plan, prepare
 from bounds.rounding import Rounding, plain_products
 

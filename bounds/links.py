@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bounds.backward import State
 from bounds.layouts import Selection, flat
-from bounds.ops.base import Affine, Freedom, Interval, Line, Nonlinear
+from bounds.ops.affine import Affine
+from bounds.ops.base import Freedom, Interval, Line, Nonlinear
 from bounds.plan import Plan
 
 DENSER = 2.0

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from bounds.graph import Constant, Graph, Node
-from bounds.ops.base import Affine, Interval, Nonlinear, UnsupportedOperatorError
+from bounds.ops.affine import Affine
+from bounds.ops.base import Interval, Nonlinear, UnsupportedOperatorError
 from bounds.plan import Plan
 from bounds.rounding import Rounding
 

@@ -21,7 +21,8 @@ from torch.nn import functional
 from bounds.backward import State
 from bounds.layouts import Selection, flat, is_image
 from bounds.links import DENSER, Link, Matrices, Network, Rays, Stage, operands_of
-from bounds.ops.base import Affine, Freedom, Interval, Line, Nonlinear, Slide
+from bounds.ops.affine import Affine, Slide
+from bounds.ops.base import Freedom, Interval, Line, Nonlinear
 from bounds.plan import Plan
 
 SHARE = 0.4

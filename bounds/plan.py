@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from bounds.graph import Const, Graph, Input, Node
-from bounds.ops.base import Affine, Interval, UnsupportedOperatorError
+from bounds.ops.affine import Affine
+from bounds.ops.base import Interval, UnsupportedOperatorError
 from bounds.rounding import Rounding
 
 KEPT_MAGNITUDES = 1 << 23

@@ -23,7 +23,8 @@ from bounds.forward import Functions, step
 from bounds.graph import Node
 from bounds.interval import node_interval, relaxed_charge, size
 from bounds.layouts import Owner, Selection, flat
-from bounds.ops.base import Affine, Interval, Nonlinear, Relaxation
+from bounds.ops.affine import Affine
+from bounds.ops.base import Interval, Nonlinear, Relaxation
 from bounds.ops.univariate import PiecewiseLinear
 from bounds.plan import Plan
 from bounds.units import enclosed, least, with_parallel_lines

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bounds.backward import State
 from bounds.layouts import Selection, flat
-from bounds.ops.base import Affine, Nonlinear
+from bounds.ops.affine import Affine
+from bounds.ops.base import Nonlinear
 from bounds.plan import Plan
 from bounds.propagate import Tighten
 

@@ -20,7 +20,8 @@ from bounds.concretize import concretize
 from bounds.graph import Node
 from bounds.interval import relaxed_charge
 from bounds.layouts import Dense, Owner, Selection, Windows, flat
-from bounds.ops.base import Affine, Interval, Line, Relaxation
+from bounds.ops.affine import Affine
+from bounds.ops.base import Interval, Line, Relaxation
 from bounds.ops.univariate import Univariate
 from bounds.plan import Plan
 

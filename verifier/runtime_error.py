@@ -30,7 +30,7 @@ def float32_error(query: Query, device: torch.device | str = "cpu") -> float:
     from bounds.box import Box
     from bounds.forward_error import forward_error
     from bounds.methods import Crown, Interval
-    from bounds.ops.base import Affine
+    from bounds.ops.affine import Affine
 
     if query.order_only:  # a saturated activation makes outputs equal in float32 that are not
         return math.inf

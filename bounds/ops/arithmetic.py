@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from bounds.ops import reading
-from bounds.ops.base import Affine, BuilderLike, Interval, OnnxName, OnnxNode, Shape, broadcast
+from bounds.ops.affine import Affine
+from bounds.ops.base import BuilderLike, Interval, OnnxName, OnnxNode, Shape, broadcast
 from bounds.ops.shaping import align
 from bounds.rounding import Rounding
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from bounds.ops import reading
+from bounds.ops.affine import Affine
 from bounds.ops.arithmetic import Add, Div, Mul, Neg, Sub
-from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Rewritten, Shape, broadcast
+from bounds.ops.base import BuilderLike, OnnxName, OnnxNode, Rewritten, Shape, broadcast
 from bounds.ops.bilinear import Product
 from bounds.ops.extremum import Max, Min
 from bounds.ops.indexing import expand
@@ -146,6 +147,7 @@ class Select(Affine):
     """
 
     parameters = frozenset({0})
+    selects = True
 
     def forward(self, *operands: Tensor) -> Tensor:
         mask, x, y = operands

@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from bounds.layouts import Places, Selection, Windows
 from bounds.ops import phases, reading
+from bounds.ops.affine import Affine, Entries, Slide
 from bounds.ops.arithmetic import Add
-from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Shape, Slide
+from bounds.ops.base import BuilderLike, OnnxName, OnnxNode, Shape
 from bounds.ops.indexing import reversed_pads
 from bounds.ops.shaping import reshape
 from bounds.ops.windows import read_axes
@@ -179,6 +180,23 @@ class Conv(Affine):
         flat = values.new_zeros((rows.shape[0], channels, size))
         where = torch.where(inside, place, 0).flatten(1).unsqueeze(1).expand(-1, channels, -1)
         return flat.scatter_add_(2, where, values.flatten(2)).reshape(rows.shape[0], *shape)
+
+    def entries(self, position: int, operands: Sequence[Tensor], shape: Shape, result: Shape) -> Entries:
+        """Which element every place of every window reads, by moving the elements' numbers as the windows lie."""
+        weight, half = operands[1], len(self.strides)
+        numbers = torch.arange(1.0, reading.product(shape) + 1, dtype=torch.float64).reshape(shape)
+        padded = functional.pad(numbers, reversed_pads(self.pads))
+        lead = (1,) * (2 - half)  # one spatial axis is treated as two, the first of size 1
+        windows = functional.unfold(
+            padded.reshape(*shape[:2], *lead, *padded.shape[2:]),
+            (*lead, *weight.shape[2:]), (*lead, *self.dilations), 0, (*lead, *self.strides),
+        ).long()  # fmt: skip
+        read = windows.reshape(shape[0], self.groups, 1, -1, windows.shape[2]).transpose(-1, -2)
+        value = weight.reshape(1, self.groups, weight.shape[0] // self.groups, 1, -1)
+        column, value = torch.broadcast_tensors(read, value)
+        row = torch.arange(reading.product(result)).reshape(*column.shape[:-1], 1).expand(column.shape)
+        there = (column > 0) & (value != 0)
+        return Entries(row[there], column[there] - 1, value[there])
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from bounds.ops import reading
+from bounds.ops.affine import Affine
 from bounds.ops.arithmetic import Add, Mul, same_rank, unbroadcast
-from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Shape, broadcast
+from bounds.ops.base import BuilderLike, OnnxName, OnnxNode, Shape, broadcast
 from bounds.ops.bilinear import multiply_matrices
 from bounds.ops.indexing import Expand
 from bounds.ops.shaping import Transpose, align, reshape

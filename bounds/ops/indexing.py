@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from bounds.layouts import Windows
 from bounds.ops import reading
-from bounds.ops.base import Affine, BuilderLike, Interval, OnnxName, OnnxNode, Rewritten, Shape, broadcast
+from bounds.ops.affine import Affine
+from bounds.ops.base import BuilderLike, Interval, OnnxName, OnnxNode, Rewritten, Shape, broadcast
 from bounds.ops.shaping import reshape
 from bounds.rounding import Rounding
 
@@ -27,6 +28,7 @@ class Concat(Affine):
     axis: int
     sizes: tuple[int, ...] = ()
     onnx = (OnnxName("Concat", 4),)
+    selects = True
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
@@ -74,6 +76,7 @@ class Slice(Affine):
     axes: tuple[int, ...]
     steps: tuple[int, ...]
     onnx = (OnnxName("Slice", 1),)
+    selects = True
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
@@ -129,6 +132,7 @@ class Gather(Affine):
     axis: int
     onnx = (OnnxName("Gather", 1),)
     parameters = frozenset({1})
+    selects = True
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
@@ -170,6 +174,7 @@ class Expand(Affine):
 
     target: Shape
     onnx = (OnnxName("Expand", 8),)
+    selects = True
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
@@ -198,6 +203,7 @@ class Pad(Affine):
     pads: tuple[int, ...]
     value: float = 0.0
     onnx = (OnnxName("Pad", 2),)
+    selects = True
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:

@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from bounds.layouts import Windows
 from bounds.ops import reading
+from bounds.ops.affine import Affine
 from bounds.ops.arithmetic import Div, Mul
-from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Rewritten, Shape
+from bounds.ops.base import BuilderLike, OnnxName, OnnxNode, Rewritten, Shape
 from bounds.ops.conv import Conv
 from bounds.ops.extremum import Max, tree
 from bounds.ops.indexing import Pad, pick

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bounds.ops import reading
-from bounds.ops.base import Affine, BuilderLike, Interval, OnnxName, OnnxNode, Rewritten, Shape
+from bounds.ops.affine import Affine
+from bounds.ops.base import BuilderLike, Interval, OnnxName, OnnxNode, Rewritten, Shape
 from bounds.rounding import Rounding
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bounds.ops import reading
-from bounds.ops.base import Affine, BuilderLike, OnnxName, OnnxNode, Rewritten, Shape
+from bounds.ops.affine import Affine
+from bounds.ops.base import BuilderLike, OnnxName, OnnxNode, Rewritten, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Reshape(Affine):
 
     target: Shape
     onnx = (OnnxName("Reshape", 5),)
+    selects = True
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:
@@ -53,6 +55,7 @@ class Transpose(Affine):
 
     perm: tuple[int, ...]
     onnx = (OnnxName("Transpose", 1),)
+    selects = True
 
     @classmethod
     def from_onnx(cls, node: OnnxNode, build: BuilderLike) -> tuple[int, ...]:

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from bounds.graph import Builder
 from bounds.ops import operators, readers, supported
+from bounds.ops.affine import Affine
 from bounds.ops.arithmetic import Add, Div, Mul, Neg, Sub
-from bounds.ops.base import Affine, Interval, Rewritten
+from bounds.ops.base import Interval, Rewritten
 from bounds.ops.comparison import Select
 from bounds.ops.conv import Conv, ConvTranspose
 from bounds.ops.gemm import Gemm, MatMul

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from bounds.interval import finite_or_infinite
 from bounds.ops import operators
-from bounds.ops.base import Affine, Line, Nonlinear
+from bounds.ops.affine import Affine
+from bounds.ops.base import Line, Nonlinear
 from bounds.ops.extremum import Max
 from bounds.ops.relu import Relu
 from bounds.ops.sshape import Sigmoid, Tanh

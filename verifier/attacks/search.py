@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from bounds.graph import Graph
-from bounds.ops.base import Affine
+from bounds.ops.affine import Affine
 from verifier.attacks import descent
 from verifier.attacks.clauses import ClauseArrays
 from verifier.attacks.descent import Descent, Places, Style

@@ -23,8 +23,8 @@ import onnx
 import torch
 from torch import Tensor
 
+from bounds.ops.affine import Affine
 from bounds.ops.argmax import Place
-from bounds.ops.base import Affine
 from bounds.ops.jumps import Jumping
 from verifier.errors import InternalError, UnsupportedError
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from bounds import Box, Crown, compute_bounds
 from bounds.graph import Builder, Graph
+from bounds.ops.affine import Affine
 from bounds.ops.arithmetic import Add, Div, Mul, Sub
-from bounds.ops.base import Affine, Op
+from bounds.ops.base import Op
 from bounds.ops.bilinear import Product
 from bounds.ops.conv import Conv, ConvTranspose
 from bounds.ops.gemm import Gemm
