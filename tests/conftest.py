@@ -89,6 +89,12 @@ def singles() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def programs() -> ModuleType:
+    """Small mixed-integer programs and their minima: ``tests/helpers/programs.py``."""
+    return _module(CHECKOUT / "tests" / "helpers" / "programs.py")
+
+
+@pytest.fixture(scope="session")
 def examples() -> ModuleType:
     """Every elementwise nonlinear operator with a reference: ``tests/helpers/nonlinear_examples.py``."""
     _module(CHECKOUT / "tests" / "helpers" / "relaxations.py")

@@ -1,0 +1,158 @@
+"""What a solver's multipliers prove, whatever the solver was: rigorous bounds of a linear program from row multipliers.
+
+For any numbers y, one for each row, and any x within the column ends, ``cost . x = (cost - A'y) . x + y . (A x)``; the
+first part is least at a corner of the column ends, and the rows bound the second. So any y gives a lower bound, and it
+is the solver's optimum where y is the solver's dual (Neumaier and Shcherbina, Safe bounds in linear and mixed-integer
+programming, Mathematical Programming 99, 2004; Jansson, Rigorous lower and upper bounds in linear programming, SIAM J.
+Optim. 14, 2004). Here it is evaluated in float64, every rounding charged outward, and with the rows as wide as the
+model says that the network's values may need. No multiplier has to be feasible, and a poor one costs tightness only.
+
+Nothing is rounded to whole numbers here: the ends of integer columns count as they are given, whole or not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bounds.rounding import Rounding
+from milp.model import Model
+
+BATCH = 64
+"""Leaves that are proven again at a time."""
+
+
+def lower_bound(model: Model, dual: Tensor, lower: Tensor | None = None, upper: Tensor | None = None) -> float:
+    """A proven lower bound of the minimum of ``model`` with rows widened by ``row_error`` and column ends ``lower,
+    upper`` ``[C]`` (default: the model's), from any multipliers ``dual`` ``[R]``, positive at a row's lower side.
+
+    At most ``sum_j min over [lower_j, upper_j] of (cost - A'y)_j x_j + sum_i y_i+ (row_lower_i - row_error_i) - y_i-
+    (row_upper_i + row_error_i) + offset`` in real arithmetic, y being ``dual`` with 0 where it asks for an infinite
+    side. -inf where a multiplier, or anything else that enters, is not finite. Raises ``ValueError`` where a lower end
+    exceeds its upper end.
+    """
+    low, high = (model.lower if lower is None else lower), (model.upper if upper is None else upper)
+    return float(lower_bounds(model, dual[None], low[None], high[None]))
+
+
+def refuted(model: Model, ray: Tensor, lower: Tensor | None = None, upper: Tensor | None = None) -> bool:
+    """Whether the multipliers ``ray`` ``[R]`` prove that no x within the column ends satisfies the widened rows: the
+    bound of ``lower_bound`` for the cost 0 exceeds 0 (Farkas' lemma)."""
+    return lower_bound(without_cost(model), ray, lower, upper) > 0
+
+
+def without_cost(model: Model) -> Model:
+    """The same rows with nothing to minimise."""
+    return replace(model, cost=torch.zeros_like(model.cost), offset=0.0)
+
+
+def lower_bounds(model: Model, dual: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """``lower_bound`` ``[N]`` for ``dual`` ``[N, R]``, ``lower, upper`` ``[N, C]``."""
+    if not bool((lower <= upper).all()):
+        raise ValueError("a column's lower end exceeds its upper end (or one of them is not a number)")
+    rounding, y = Rounding.of(torch.float64), _clipped(model, dual.double())
+    reduced, error = _reduced_costs(model, y, rounding)
+    corner = torch.minimum(reduced * lower, reduced * upper)
+    unsure = error * torch.maximum(lower.abs(), upper.abs())
+    sides = torch.where(y > 0, model.row_lower, torch.where(y < 0, model.row_upper, 0.0))
+    offset = torch.full_like(y[:, :1], model.offset)
+    terms = torch.cat([corner, -unsure, y * sides, -(y.abs() * model.row_error), offset], 1)
+    bound = terms.sum(1) - rounding.affine(terms.shape[1], terms.abs().sum(1))
+    return torch.where(bound.isfinite() & dual.isfinite().all(1), bound, -torch.inf)
+
+
+def _clipped(model: Model, dual: Tensor) -> Tensor:
+    """The multipliers without those that ask for an infinite side."""
+    y = torch.where(model.row_lower.isfinite(), dual, dual.clamp(max=0))
+    return torch.where(model.row_upper.isfinite(), y, y.clamp(min=0))
+
+
+def _reduced_costs(model: Model, y: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
+    """``cost - A'y`` ``[N, C]`` as computed, and how far each is off at most."""
+    row = torch.repeat_interleave(torch.arange(y.shape[1]), model.start.diff())
+    products = model.value * y[:, row]
+    cost = model.cost.expand(y.shape[0], -1)
+    reduced = cost.index_add(1, model.index, products, alpha=-1)
+    size = cost.abs().index_add(1, model.index, products.abs())
+    counts = torch.bincount(model.index, minlength=cost.shape[1])
+    most = int(counts.max()) if counts.numel() else 0
+    return reduced, rounding.affine(most + 1, size)
+
+
+class Split(NamedTuple):
+    """One side of a split of an integer column: ``x <= value``, or ``up``: ``x >= value + 1``."""
+
+    column: int
+    value: int
+    up: bool
+
+    def other(self) -> Split:
+        """The side that together with this one covers all whole numbers."""
+        return self._replace(up=not self.up)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leaf:
+    """A closed subproblem: the splits that lead to it from the root, and multipliers ``[R]`` that bound it from below
+    or, where it is a ``ray``, refute it."""
+
+    splits: tuple[Split, ...]
+    dual: Tensor
+    ray: bool = False
+
+
+def ends(model: Model, splits: Iterable[Split]) -> tuple[Tensor, Tensor]:
+    """Column ends ``[C]`` of ``model`` after splits. Those of integer columns are first widened to whole numbers, so
+    that a split between them leaves neither side without a point."""
+    lower = torch.where(model.integer, model.lower.floor(), model.lower)
+    upper = torch.where(model.integer, model.upper.ceil(), model.upper)
+    for column, value, up in splits:
+        if up:
+            lower[column] = max(float(lower[column]), value + 1)
+        else:
+            upper[column] = min(float(upper[column]), value)
+    return lower, upper
+
+
+def leaves(model: Model, closed: Sequence[Leaf]) -> float:
+    """A lower bound of the minimum of ``model`` with rows widened by ``row_error`` and whole values in integer columns,
+    proven by the leaves of a search alone: the least that ``lower_bound`` and ``refuted`` prove of one.
+
+    -inf where the leaves do not cover the column ends: where they are not those of a binary tree of splits of integer
+    columns at whole numbers.
+    """
+    if not covers(model, [leaf.splits for leaf in closed]):
+        return -math.inf
+    least, empty = math.inf, without_cost(model)
+    for ray, rows in ((False, model), (True, empty)):
+        kind = [leaf for leaf in closed if leaf.ray == ray]
+        for first in range(0, len(kind), BATCH):
+            part = kind[first : first + BATCH]
+            lower, upper = (torch.stack(e) for e in zip(*(ends(model, leaf.splits) for leaf in part), strict=True))
+            bound = lower_bounds(rows, torch.stack([leaf.dual for leaf in part]), lower, upper)
+            least = min(least, float((torch.where(bound > 0, math.inf, -math.inf) if ray else bound).min()))
+    return least
+
+
+def covers(model: Model, paths: Sequence[tuple[Split, ...]]) -> bool:
+    """Whether every point with whole values in the integer columns satisfies all splits of one of ``paths``."""
+    integer = set(model.integer.nonzero().flatten().tolist())
+    groups = [(list(paths), 0)]
+    while groups:
+        group, depth = groups.pop()
+        if any(len(path) == depth for path in group):
+            continue
+        first = {path[depth][:2] for path in group}
+        sides = [[path for path in group if path[depth].up == up] for up in (False, True)]
+        if len(first) != 1 or not all(sides):
+            return False
+        ((column, value),) = first
+        if column not in integer or not float(value).is_integer() or abs(value) >= 2**53:
+            return False
+        groups += [(side, depth + 1) for side in sides]
+    return True
