@@ -319,6 +319,20 @@ def test_pullback_is_the_transpose(example: Example) -> None:
             torch.testing.assert_close(units.reshape(outputs, -1), linear, rtol=1e-12, atol=1e-12)
 
 
+@affine
+def test_entries_are_the_coefficients(example: Example) -> None:
+    result = example.op.shape(*example.shapes)
+    for position in example.variable():
+        linear = matrix(example, position)
+        found = example.op.entries(position, _constants(example), example.shapes[position], result)
+        assert found.value.dtype == torch.float64 and bool((found.value != 0).all())
+        places = found.row * linear.shape[1] + found.column
+        assert places.unique().shape == places.shape  # each pair once
+        dense = torch.zeros_like(linear)
+        dense[found.row, found.column] = found.value
+        torch.testing.assert_close(dense, linear, rtol=1e-12, atol=1e-12)
+
+
 def _constants(example: Example) -> list[Tensor]:
     return example.operands({k: torch.zeros(1, *example.shapes[k]) for k in example.variable()}, torch.float64)
 
