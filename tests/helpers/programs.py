@@ -48,8 +48,9 @@ def program(
     )
 
 
-def random_program(seed: int, integers: int = 6, reals: int = 4, rows: int = 6) -> Model:
-    """Rows through a neighbourhood of a point with whole values, so that most have a solution; some sides infinite."""
+def random_program(seed: int, integers: int = 5, reals: int = 4, rows: int = 6) -> Model:
+    """Rows through a neighbourhood of a point, some sides infinite; for odd seeds a narrow one of a point whose values
+    are not whole, so that there may be no solution."""
     draw = torch.Generator().manual_seed(seed)
     columns = integers + reals
 
@@ -60,8 +61,9 @@ def random_program(seed: int, integers: int = 6, reals: int = 4, rows: int = 6) 
     integer = torch.arange(columns) < integers
     upper = torch.where(integer, torch.randint(1, 3, (columns,), generator=draw).double(), 2.0)
     lower = torch.where(integer, torch.randint(-1, 1, (columns,), generator=draw).double(), -1.0)
-    center = matrix @ torch.where(integer, (normal(columns) > 0).double(), normal(columns) / 2)
-    low, high = center - normal(rows).abs() / 2, center + normal(rows).abs() / 2
+    center = matrix @ torch.where(integer, (normal(columns) > 0).double() - seed % 2 / 2, normal(columns) / 2)
+    width = normal(2, rows).abs() / (400 if seed % 2 else 2)
+    low, high = center - width[0], center + width[1]
     low[::3], high[1::3] = -torch.inf, torch.inf
     return program(normal(columns), matrix, (low, high), (lower, upper), integer, float(normal(1)))
 

@@ -1,0 +1,267 @@
+"""Branch and bound over linear programs whose every leaf is proven: an exact answer that trusts no solver.
+
+A subproblem is the model with narrower ends of some integer columns. A linear program solver is asked for its
+relaxation, and what counts of the answer is what ``recheck`` proves from its multipliers; a status, a value or a point
+proves nothing. A subproblem is closed when its proven bound says so, else split at a column whose value is not whole
+(or, where the solver has no answer or all are whole, at any that is not fixed), with both children sharing the split
+value. One with nothing left to split that is not closed is kept as stuck: it counts in the bound, and is reported.
+
+A column's promise is what splits of it gained so far per unit of distance (pseudo-costs: Achterberg, Koch and Martin,
+Branching rules revisited, Operations Research Letters 33, 2005); before the first, how much its rows' multipliers weigh
+on it. From the subproblem with the least bound the search goes down to the nearer child until one is closed, since the
+solver is warm there.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from milp.model import Model, Solution, Status
+from milp.recheck import Leaf, Split, ends, lower_bound, refuted
+
+WHOLE = 1e-6
+"""How far a value may be from a whole number to be tried as one. Nothing that is claimed depends on it."""
+
+
+class Relaxation(Protocol):
+    """The linear program that is left of a model when integer columns may take any value."""
+
+    def solve(self, lower: Tensor, upper: Tensor) -> Solution:
+        """Minimise over these column ends ``[C]``; ``dual`` and ``x`` where there are any."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Goal:
+    """What is asked: whether the minimum exceeds ``threshold``, or (None) the minimum to within ``gap``.
+
+    ``evaluate`` gives what the function that the model stands for takes at a point ``[C]`` of the relaxation, or at one
+    near it (inf: none): only that is a candidate. Without it, a point with whole values is one, with the model's own
+    value, which holds to the solver's tolerance only.
+    """
+
+    threshold: float | None = None
+    gap: float = 1e-6
+    evaluate: Callable[[Tensor], float] | None = None
+
+    def closes(self, bound: float, value: float) -> bool:
+        """Whether a subproblem with this proven bound is done where the best candidate has this value."""
+        return bound >= value - self.gap if self.threshold is None else bound > self.threshold
+
+    def found(self, value: float) -> bool:
+        """Whether a candidate with this value ends the search."""
+        return self.threshold is not None and value <= self.threshold
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """A subproblem: its ``splits``, the proven ``bound`` of the parent with the multipliers ``dual`` that prove it
+    (None: no bound), and how ``far`` the parent's value was from the last split."""
+
+    splits: tuple[Split, ...] = ()
+    bound: float = -math.inf
+    dual: Tensor | None = None
+    far: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchState:
+    """Where a search stands. ``open``: a heap of (bound, number, subproblem); ``next``: the one to go down to first;
+    ``value, x``: the best candidate; ``least``: of the bounds of closed ones; ``gained, splits`` ``[2, C]``: what
+    splits downwards and upwards gained per unit, and how many there were."""
+
+    open: tuple[tuple[float, int, Node], ...]
+    next: Node | None
+    stuck: tuple[Node, ...]
+    value: float
+    x: Tensor | None
+    least: float
+    nodes: int
+    closed: int
+    gained: Tensor
+    splits: Tensor
+
+    @property
+    def bound(self) -> float:
+        """What is proven of the whole: the least bound of any subproblem, closed or not."""
+        first = self.open[0][0] if self.open else math.inf
+        following = self.next.bound if self.next is not None else math.inf
+        return min([first, following, self.least, *(node.bound for node in self.stuck)])
+
+
+class Outcome(Enum):
+    """How a search ended."""
+
+    PROVEN = "proven"  # the bound exceeds the threshold, or is within the gap of the value
+    CANDIDATE = "candidate"  # the value does not exceed the threshold
+    OPEN = "open"  # some subproblems are stuck: the bound is all that is known
+    LIMIT = "limit"  # stopped before its end
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """``bound``: proven, at most the minimum over all inputs of the network that the model stands for; ``value, x``: of
+    the best candidate (inf, None: none), which the caller replays. ``nodes`` linear programs were solved, ``closed``
+    subproblems are proven, ``stuck`` ones have nothing left to split, ``left`` ones were not reached."""
+
+    outcome: Outcome
+    bound: float
+    value: float
+    x: Tensor | None
+    nodes: int
+    closed: int
+    stuck: int
+    left: int
+
+
+class Search:
+    """The search over one model. ``keep`` is given every closed leaf: ``recheck.leaves`` proves all of them again."""
+
+    def __init__(
+        self, model: Model, relaxation: Relaxation, goal: Goal, keep: Callable[[Leaf], None] | None = None
+    ) -> None:
+        self.model, self.relaxation, self.goal, self.keep = model, relaxation, goal, keep
+        self.row = torch.repeat_interleave(torch.arange(model.row_lower.shape[0]), model.start.diff())
+
+    def start(self) -> SearchState:
+        """The whole model, not bounded yet."""
+        none = torch.zeros((2, self.model.cost.shape[0]), dtype=torch.float64)
+        return SearchState((), Node(), (), math.inf, None, math.inf, 0, 0, none, none)
+
+    def finished(self, state: SearchState) -> bool:
+        """Whether a candidate ends the search, or nothing is left that could be bounded or split."""
+        return self.goal.found(state.value) or (state.next is None and not state.open)
+
+    def step(self, state: SearchState) -> SearchState:
+        """Bound one subproblem: close it, split it, or set it aside as stuck. The state must not be finished."""
+        node, heap = state.next, list(state.open)
+        if node is None:
+            node = heapq.heappop(heap)[2]
+        state = replace(state, open=tuple(heap), next=None)
+        if node.dual is not None and self.goal.closes(node.bound, state.value):
+            return self._close(state, node.bound, Leaf(node.splits, node.dual))
+        lower, upper = ends(self.model, node.splits)
+        solution = self.relaxation.solve(lower, upper)
+        bound, proof = self._proven(node, solution, lower, upper)
+        state = self._learnt(self._tried(state, solution.x), node, bound)
+        if proof is not None and self.goal.closes(bound, state.value):
+            return self._close(state, bound, proof)
+        node = replace(node, bound=bound, dual=None if proof is None else proof.dual)
+        if self.goal.found(state.value):
+            return replace(state, next=node)
+        return self._split(state, node, solution.x, lower, upper)
+
+    def run(self, state: SearchState | None = None) -> Iterator[SearchState]:
+        """Steps from a state (default: the start) until the end; stop iterating to stop."""
+        state = self.start() if state is None else state
+        while not self.finished(state):
+            state = self.step(state)
+            yield state
+
+    def terminate(self, state: SearchState) -> Answer:
+        """What a state says, finished or not."""
+        if self.goal.found(state.value):
+            outcome = Outcome.CANDIDATE
+        elif self.goal.closes(state.bound, state.value):
+            outcome = Outcome.PROVEN
+        else:
+            outcome = Outcome.OPEN if self.finished(state) else Outcome.LIMIT
+        left = len(state.open) + (state.next is not None)
+        return Answer(outcome, state.bound, state.value, state.x, state.nodes, state.closed, len(state.stuck), left)
+
+    def _proven(self, node: Node, found: Solution, lower: Tensor, upper: Tensor) -> tuple[float, Leaf | None]:
+        """The best bound of a subproblem, its own or its parent's, with what proves it."""
+        inherited = None if node.dual is None else Leaf(node.splits, node.dual)
+        if found.dual is None or found.dual.shape != self.model.row_lower.shape:
+            return node.bound, inherited
+        own = Leaf(node.splits, found.dual, ray=found.status == Status.INFEASIBLE)
+        if own.ray:
+            return (math.inf, own) if refuted(self.model, found.dual, lower, upper) else (node.bound, inherited)
+        bound = lower_bound(self.model, found.dual, lower, upper)
+        return (bound, own) if bound > node.bound else (node.bound, inherited)
+
+    def _tried(self, state: SearchState, x: Tensor | None) -> SearchState:
+        """One more linear program, whose point may be a better candidate."""
+        state = replace(state, nodes=state.nodes + 1)
+        if x is None:
+            return state
+        if self.goal.evaluate is not None:
+            value = self.goal.evaluate(x)
+        else:
+            whole = x[self.model.integer]
+            fits = bool(((whole - whole.round()).abs() <= WHOLE).all())
+            value = float(self.model.cost @ x) + self.model.offset if fits else math.inf
+        return replace(state, value=value, x=x) if value < state.value else state
+
+    def _close(self, state: SearchState, bound: float, leaf: Leaf) -> SearchState:
+        if self.keep is not None:
+            self.keep(leaf)
+        return replace(state, closed=state.closed + 1, least=min(state.least, bound))
+
+    def _learnt(self, state: SearchState, node: Node, bound: float) -> SearchState:
+        """What the split that led to a node gained over its parent."""
+        gain = bound - node.bound
+        if not node.splits or not math.isfinite(gain):
+            return state
+        column, _, up = node.splits[-1]
+        gained, splits = state.gained.clone(), state.splits.clone()
+        gained[int(up), column] += gain / max(node.far, WHOLE)
+        splits[int(up), column] += 1
+        return replace(state, gained=gained, splits=splits)
+
+    def _split(self, state: SearchState, node: Node, x: Tensor | None, lower: Tensor, upper: Tensor) -> SearchState:
+        """The nearer child is next, the other one waits."""
+        free = (self.model.integer & (upper - lower >= 1)).nonzero().flatten()
+        if not free.shape[0]:
+            return replace(state, stuck=(*state.stuck, node))
+        point = (lower + upper) / 2 if x is None else torch.minimum(torch.maximum(x, lower), upper)
+        column = int(free[self._promise(state, node, point, free).argmax()])
+        at = float(point[column])
+        value = int(min(max(math.floor(at), float(lower[column])), float(upper[column]) - 1))
+        down, up = (
+            replace(node, splits=(*node.splits, Split(column, value, side)), far=abs(end - at))
+            for side, end in ((False, value), (True, value + 1))
+        )
+        near, other = (up, down) if at - value > 0.5 else (down, up)
+        heap = list(state.open)
+        heapq.heappush(heap, (other.bound, state.nodes, other))
+        return replace(state, open=tuple(heap), next=near)
+
+    def _promise(self, state: SearchState, node: Node, point: Tensor, free: Tensor) -> Tensor:
+        """``[free]``: how much splitting each column promises to gain; less than 0 where its value is whole."""
+        weight = torch.zeros_like(self.model.cost)
+        if node.dual is not None:
+            weight.index_add_(0, self.model.index, (self.model.value * node.dual[self.row]).abs())
+        rate = torch.where(state.splits > 0, state.gained / state.splits.clamp(min=1), weight / 2)[:, free]
+        away = point[free] - point[free].floor()
+        gain = rate.clamp(min=1e-9) * torch.stack([away, 1 - away])
+        whole = torch.minimum(away, 1 - away) <= WHOLE
+        return torch.where(whole, weight[free] - weight[free].max() - 1, gain.prod(0))
+
+
+def search(
+    model: Model,
+    relaxation: Relaxation,
+    goal: Goal,
+    *,
+    nodes: int | None = None,
+    seconds: float | None = None,
+    keep: Callable[[Leaf], None] | None = None,
+) -> Answer:
+    """Run a search to its end, or until so many linear programs are solved or seconds have passed (looked at between
+    them)."""
+    work = Search(model, relaxation, goal, keep)
+    state, until = work.start(), math.inf if seconds is None else time.monotonic() + seconds
+    while not work.finished(state):
+        state = work.step(state)
+        if (nodes is not None and state.nodes >= nodes) or time.monotonic() >= until:
+            break
+    return work.terminate(state)
