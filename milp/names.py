@@ -79,11 +79,15 @@ def _numbered(names: Iterable[str]) -> list[str]:
 
 
 def _row_owners(model: Model) -> tuple[Tensor, Tensor]:
-    """For each row the last node that occurs in it and the last of that node's elements (-1: none)."""
+    """For each row the last node that occurs in it and the last of that node's elements (-1: none).
+
+    A row with an added column belongs to no node.
+    """
     count = model.row_lower.shape[0]
     row = torch.repeat_interleave(torch.arange(count), model.start.diff())
     node, element = model.node[model.index], model.element[model.index].clamp(min=-1)
     owner = node.new_full((count,), -1).scatter_reduce(0, row, node, "amax")
+    owner = owner.scatter_reduce(0, row, torch.where(node < 0, -1, owner[row]), "amin")
     mine = torch.where(node == owner[row], element, -1)
     return owner, mine.new_full((count,), -1).scatter_reduce(0, row, mine, "amax")
 
