@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # the worker process says its status without loading torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)

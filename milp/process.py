@@ -1,0 +1,207 @@
+"""Models solved in a process of their own, which is killed when its time is up or when nobody waits for it any more.
+
+A call into the solver cannot be interrupted everywhere, and some crash; a process can be killed, and its end is a
+status like others, with the best bound and the best point that it had told of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import TracebackType
+
+from torch import Tensor
+
+from milp import highs, protocol
+from milp.engine import NO_LIMITS, Limits, Outcome, Problem
+from milp.highs import Progress, Watch
+from milp.model import Model, Solution, Status
+
+Message = tuple[protocol.Header, protocol.Arrays]
+Said = tuple[Outcome, float | None]
+"""The best so far and the seconds that it took; the worker's outcome and None."""
+Inbox = SimpleQueue[Said | None]
+_LAST_WORDS = 4000
+
+
+class ProcessRunner:
+    """A ``milp.highs.Runner`` that solves in a worker process.
+
+    State: the worker, started by the first call and kept for the next ones, until ``close`` or the end of a ``with``
+    block. One call at a time; as many runners as processes are wanted.
+    """
+
+    def __init__(self, *, command: Sequence[str] | None = None) -> None:
+        """``command`` replaces the worker's program (tests put another one there)."""
+        self._command = list(command or (sys.executable, "-P", "-m", "milp.worker"))
+        self._worker: _Worker | None = None
+
+    def __call__(
+        self, model: Model, limits: Limits = NO_LIMITS, *, start: Tensor | None = None, watch: Watch | None = None
+    ) -> Solution:
+        """As ``milp.highs.solve``, and ``limits.seconds`` is kept, counting from here: where the solver does not stop
+        by itself its process is killed (LIMIT, or STOPPED where enough was known). FAILED where the process dies. In
+        both cases with the best bound and point that it had told of."""
+        deadline = math.inf if limits.seconds is None else time.monotonic() + limits.seconds
+        request = _request(model, limits, start, deadline)
+        answer = highs.flaw(model) or highs.flaw_of_columns(model.lower, model.upper, model.cost)
+        if answer is not None:
+            return answer
+        if self._worker is None or not self._worker.alive():
+            self.close()
+            self._worker = _Worker(self._command)
+        done = False
+        try:
+            found, done = _listen(self._worker.ask(request), deadline, watch)
+            if done:
+                return highs.solution(found)
+            if time.monotonic() < deadline:
+                return highs.solution(replace(found, status=Status.FAILED, reason=self._worker.epitaph()))
+        finally:
+            if not done:  # out of time, dead, or the caller was interrupted
+                self.close()
+        if limits.met(found.bound, found.value):
+            return highs.solution(replace(found, status=Status.STOPPED))
+        return highs.solution(replace(found, reason="time limit: the solver's process was killed"))
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._worker is not None:
+            self._worker.kill()
+        self._worker = None
+
+    def __enter__(self) -> ProcessRunner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class _Worker:
+    """A running worker. State: the process, the file that its stderr goes to, the thread that talks with it."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
+        self._thread: threading.Thread | None = None
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._words,
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C reaches the parent alone
+        )
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def ask(self, request: Message) -> Inbox:
+        """Hand over a request; where its answers arrive, None at the end of the process."""
+        inbox: Inbox = SimpleQueue()
+        # A worker that does not read must not hold up its parent either: both directions are the thread's.
+        self._thread = threading.Thread(target=_converse, args=(self._process, request, inbox), daemon=True)
+        self._thread.start()
+        return inbox
+
+    def kill(self) -> None:
+        """End the process and all that it started, and take back what it held."""
+        if self.alive():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._thread is not None:
+            self._thread.join()
+        for stream in (self._process.stdin, self._process.stdout, self._words):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def epitaph(self) -> str:
+        """Why a process that has closed its channel ended."""
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "the solver's process closed its channel"
+        if code == -signal.SIGKILL:
+            return "the solver's process was killed (SIGKILL), most likely for want of memory"
+        self._words.seek(0)
+        last = self._words.read()[-_LAST_WORDS:].decode(errors="replace").strip().rpartition("\n")[2]
+        how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
+        return f"the solver's process {how}" + (f": {last}" if last else "")
+
+
+def _request(model: Model, limits: Limits, start: Tensor | None, deadline: float) -> Message:
+    """What a worker is asked; it should stop a little before the deadline, so that its own answer arrives in time."""
+    problem = highs.problem(model)
+    first = None if start is None else highs.first(model, start).numpy().tobytes()
+    arrays = [getattr(problem, field.name).tobytes() for field in fields(Problem)[1:]]
+    stop = None
+    if limits.seconds is not None:
+        stop = deadline - min(0.5, 0.03 * max(limits.seconds, 0.0))
+    header = {"type": "solve", "offset": problem.offset, "limits": asdict(limits), "stop": stop}
+    return header, [*arrays, first]
+
+
+def _converse(process: subprocess.Popen[bytes], request: Message, inbox: Inbox) -> None:
+    """Send a request and pass on what comes back, up to the outcome or the end."""
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        protocol.send(process.stdin, *request)
+        while (message := protocol.receive(process.stdout)) is not None:
+            said = _understood(*message)
+            inbox.put(said)
+            if said[1] is None:
+                return
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # the end, or what it wrote in the throes of it
+    inbox.put(None)
+
+
+def _understood(header: protocol.Header, arrays: protocol.Arrays) -> Said:
+    value, bound = float(header["value"]), float(header["bound"])
+    if header["type"] == "progress":
+        (x,) = arrays
+        return Outcome(Status.LIMIT, value, bound, x), float(header["seconds"])
+    x, dual = arrays
+    return Outcome(Status(header["status"]), value, bound, x, dual, str(header["reason"])), None
+
+
+def _listen(inbox: Inbox, deadline: float, watch: Watch | None) -> tuple[Outcome, bool]:
+    """The worker's own outcome and True; the best that it told of and False where it died or the deadline came."""
+    best = Outcome(Status.LIMIT)
+    while True:
+        try:
+            said = inbox.get(timeout=None if math.isinf(deadline) else max(deadline - time.monotonic(), 0.0))
+        except Empty:
+            return best, False
+        if said is None:
+            return best, False
+        told, seconds = said
+        if seconds is None:
+            return told, True
+        best = told if told.x is not None else replace(told, x=best.x)
+        if watch is not None:
+            watch(Progress(told.bound, told.value, seconds, highs.numbers(told.x)))
+
+
+def _environment() -> dict[str, str]:
+    """The worker's environment: one thread, and our own package on its path where we are not installed."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    environment = dict(os.environ) | dict.fromkeys(names, "1")
+    root = Path(__file__).resolve().parents[1]
+    if root.name not in ("site-packages", "dist-packages"):
+        rest = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join([str(root), rest] if rest else [str(root)])
+    return environment
