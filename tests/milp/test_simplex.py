@@ -143,7 +143,8 @@ def test_what_is_no_number_fails_and_is_forgotten(programs: ModuleType) -> None:
 
 
 def test_unbounded_is_no_answer(programs: ModuleType) -> None:
-    model = replace(programs.random_program(3), cost=torch.ones(10, dtype=torch.float64))
+    model = programs.random_program(3)
+    model = replace(model, cost=torch.ones_like(model.cost))
     free = replace(model, row_lower=torch.full_like(model.row_lower, -math.inf))
     found = Simplex(free).solve(lower=torch.full_like(model.lower, -math.inf))
     assert found.status is Status.FAILED and "unbounded" in found.reason and found.bound == -math.inf
@@ -151,6 +152,6 @@ def test_unbounded_is_no_answer(programs: ModuleType) -> None:
 
 def test_shapes_and_types_are_asked_for(programs: ModuleType) -> None:
     simplex = Simplex(programs.random_program(3))
-    for given in (torch.zeros(9, dtype=torch.float64), torch.zeros(10)):
+    for given in (torch.zeros(1, dtype=torch.float64), simplex.model.cost.float()):
         with pytest.raises(ValueError, match="float64"):
             simplex.solve(given)
