@@ -94,11 +94,13 @@ def test_what_is_wrong_with_a_model_is_said_without_a_process(programs: ModuleTy
         assert run(replace(model, row_lower=model.row_upper + 1)).status is not Status.OPTIMAL
 
 
-def test_stops_by_itself_in_time(long: Model) -> None:
+def test_out_of_time(long: Model) -> None:
+    """Whether it stops by itself or, on a busy machine, is killed: the bound is there."""
     with ProcessRunner() as run:
         run(long, Limits(nodes=0))
-        found = run(long, Limits(seconds=1.0))
-        assert found.status is Status.LIMIT and found.reason == "time limit"
+        found = run(long, Limits(seconds=2.0))
+        assert found.status is Status.LIMIT and found.reason.startswith("time limit")
+        assert -math.inf < found.bound < found.value
 
 
 def test_killed_at_the_deadline() -> None:
