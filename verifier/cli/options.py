@@ -93,6 +93,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def number(text: str) -> int:
+    """A whole number from 0, as things are counted here."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not a whole number from 0")
+    return int(text)
+
+
 def byte_count(text: str) -> int:
     """A number of bytes; K, M and G stand for powers of 1024."""
     match = re.fullmatch(r"([0-9]{1,15})([KMG]?)", text.upper())

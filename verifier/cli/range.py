@@ -66,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     region = _region(arguments, network)
     from verifier.ranges import output_range
 
-    found = output_range(network, region, _method(arguments), label=arguments.label, semantics=arguments.semantics)
+    method = method_of(arguments.method, arguments.steps)
+    found = output_range(network, region, method, label=arguments.label, semantics=arguments.semantics)
     if arguments.output is not None:
         _save(arguments.output, found)
     names = _names(network, arguments.label)
@@ -132,16 +133,17 @@ def _region(arguments: argparse.Namespace, network: Network) -> Box | LpBall:
     return found.to(torch.float64, device)
 
 
-def _method(arguments: argparse.Namespace) -> Method:
+def method_of(name: str, steps: int | None = None) -> Method:
+    """The method of that name, with so many steps where it takes them."""
     from bounds import Alpha, Crown, Forward, Interval
 
-    match arguments.method:
+    match name:
         case "interval":
             return Interval()
         case "forward":
             return Forward()
         case "alpha":
-            return Alpha() if arguments.steps is None else Alpha(steps=arguments.steps)
+            return Alpha() if steps is None else Alpha(steps=steps)
         case _:
             return Crown()
 

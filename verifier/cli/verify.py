@@ -102,7 +102,7 @@ def build_task(arguments: argparse.Namespace) -> Message:
     if arguments.network:
         if len(files) != 1:
             raise InputError("with --network one query file is expected: verifier verify QUERY.vnnlib --network N=FILE")
-        return common | {"kind": "property", "property": files[0], "networks": _networks(arguments.network)}
+        return common | {"kind": "property", "property": files[0], "networks": named_networks(arguments.network)}
     if len(files) != 2:
         raise InputError("expected MODEL.onnx PROPERTY.vnnlib (or QUERY.vnnlib --network NAME=FILE, or MODEL.onnx and "
                          f"--input or --box), got {len(files)} file(s)")
@@ -138,7 +138,8 @@ def _region_task(arguments: argparse.Namespace) -> Message:
                    "norm": arguments.norm}
 
 
-def _networks(named: list[str]) -> dict[str, str]:
+def named_networks(named: list[str]) -> dict[str, str]:
+    """Paths by the names of networks, from ``NAME=FILE`` each. Raises ``InputError``."""
     networks: dict[str, str] = {}
     for entry in named:
         name, equals, path = entry.partition("=")

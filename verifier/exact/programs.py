@@ -22,10 +22,11 @@ from bounds import Box, Crown, DomainError, Prepared, compute_bounds
 from bounds.compute import Method
 from bounds.constraints import Row
 from bounds.graph import Graph
-from milp.encode import encode
+from bounds.ops.base import UnsupportedOperatorError
+from milp.encode import UnboundedError, encode
 from milp.extend import with_columns, with_rows
 from milp.model import Model
-from verifier.errors import InputError
+from verifier.errors import InputError, UnsupportedError
 from verifier.query import Cases, Query
 
 
@@ -52,11 +53,16 @@ class EncodedBox:
     forms: Tensor
 
     @staticmethod
-    def of(query: Query, prepared: Prepared, number: int, method: Method = Crown()) -> EncodedBox:  # noqa: B008
+    def of(
+        query: Query,
+        prepared: Prepared,
+        number: int,
+        method: Method = Crown(),  # noqa: B008 - a frozen value
+    ) -> EncodedBox:
         """Bound the box and encode it. ``prepared``: the query's graph, for ``semantics="real"``.
 
-        Raises what ``milp.encode.encode`` raises, ``InputError`` where the box reaches points at which an operator has
-        no value.
+        Raises ``UnsupportedError`` for an operator without an exact form and for a neuron without finite bounds (both
+        are named), ``InputError`` where the box reaches points at which an operator has no value.
         """
         lower, upper = query.cases.lower[number], query.cases.upper[number]
         box = Box(torch.from_numpy(lower)[None], torch.from_numpy(upper)[None])
@@ -64,7 +70,10 @@ class EncodedBox:
             bounds = compute_bounds(prepared, box, method, keep=prepared.plan.watched)
         except DomainError as error:
             raise InputError(str(error)) from error
-        model = encode(prepared, box, bounds)
+        try:
+            model = encode(prepared, box, bounds)
+        except (UnsupportedOperatorError, UnboundedError) as error:
+            raise UnsupportedError(str(error)) from error
         return EncodedBox(query, number, prepared.plan.graph, model, model.columns[prepared.plan.output])
 
     @property
