@@ -37,7 +37,7 @@ def lower_bound(model: Model, dual: Tensor, lower: Tensor | None = None, upper: 
     exceeds its upper end.
     """
     low, high = (model.lower if lower is None else lower), (model.upper if upper is None else upper)
-    return float(lower_bounds(model, dual[None], low[None], high[None]))
+    return float(Prover.of(model).bounds(dual[None], low[None], high[None]))
 
 
 def refuted(model: Model, ray: Tensor, lower: Tensor | None = None, upper: Tensor | None = None) -> bool:
@@ -51,37 +51,56 @@ def without_cost(model: Model) -> Model:
     return replace(model, cost=torch.zeros_like(model.cost), offset=0.0)
 
 
-def lower_bounds(model: Model, dual: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """``lower_bound`` ``[N]`` for ``dual`` ``[N, R]``, ``lower, upper`` ``[N, C]``."""
-    if not bool((lower <= upper).all()):
-        raise ValueError("a column's lower end exceeds its upper end (or one of them is not a number)")
-    rounding, y = Rounding.of(torch.float64), _clipped(model, dual.double())
-    reduced, error = _reduced_costs(model, y, rounding)
-    corner = torch.minimum(reduced * lower, reduced * upper)
-    unsure = error * torch.maximum(lower.abs(), upper.abs())
-    sides = torch.where(y > 0, model.row_lower, torch.where(y < 0, model.row_upper, 0.0))
-    offset = torch.full_like(y[:, :1], model.offset)
-    terms = torch.cat([corner, -unsure, y * sides, -(y.abs() * model.row_error), offset], 1)
-    bound = terms.sum(1) - rounding.affine(terms.shape[1], terms.abs().sum(1))
-    return torch.where(bound.isfinite() & dual.isfinite().all(1), bound, -torch.inf)
+@dataclass(frozen=True, slots=True, eq=False)
+class Prover:
+    """A model made ready to bound it from many multipliers: ``row`` ``[E]`` of each entry, the ``count`` of entries in
+    the longest column, and the rows' sides and errors ``[R]`` with 0 in place of an infinite side, which ``has_lower,
+    has_upper`` ``[R]`` (0 or 1) leave out."""
 
+    model: Model
+    row: Tensor
+    count: int
+    has_lower: Tensor
+    has_upper: Tensor
+    row_lower: Tensor
+    row_upper: Tensor
 
-def _clipped(model: Model, dual: Tensor) -> Tensor:
-    """The multipliers without those that ask for an infinite side."""
-    y = torch.where(model.row_lower.isfinite(), dual, dual.clamp(max=0))
-    return torch.where(model.row_upper.isfinite(), y, y.clamp(min=0))
+    @staticmethod
+    def of(model: Model) -> Prover:
+        """Of any model."""
+        rows, low, high = model.row_lower.shape[0], model.row_lower.isfinite(), model.row_upper.isfinite()
+        return Prover(
+            model,
+            torch.repeat_interleave(torch.arange(rows), model.start.diff()),
+            int(torch.bincount(model.index, minlength=1).max()),
+            low.double(),
+            high.double(),
+            torch.where(low, model.row_lower, 0.0),
+            torch.where(high, model.row_upper, 0.0),
+        )
 
+    def bounds(self, dual: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        """``lower_bound`` ``[N]`` for ``dual`` ``[N, R]``, ``lower, upper`` ``[N, C]``."""
+        if not bool((lower <= upper).all()):
+            raise ValueError("a column's lower end exceeds its upper end (or one of them is not a number)")
+        model, rounding = self.model, Rounding.of(torch.float64)
+        # An infinite multiplier of a side that is not there becomes nan here, and the bound -inf.
+        above, below = dual.double().clamp(min=0) * self.has_lower, dual.double().clamp(max=0) * self.has_upper
+        products = model.value * (above + below)[:, self.row]
+        cost = model.cost.expand(dual.shape[0], -1)
+        reduced = cost.index_add(1, model.index, products, alpha=-1)
+        error = rounding.affine(self.count + 1, cost.abs().index_add(1, model.index, products.abs()))
+        corner = torch.minimum(reduced * lower, reduced * upper)
+        unsure = -error * torch.maximum(lower.abs(), upper.abs())
+        sides = [above * self.row_lower, below * self.row_upper, (below - above) * model.row_error]
+        terms = torch.cat([corner, unsure, *sides, torch.full_like(corner[:, :1], model.offset)], 1)
+        bound = terms.sum(1) - rounding.affine(terms.shape[1], terms.abs().sum(1))
+        return torch.where(bound.isfinite(), bound, -torch.inf)
 
-def _reduced_costs(model: Model, y: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
-    """``cost - A'y`` ``[N, C]`` as computed, and how far each is off at most."""
-    row = torch.repeat_interleave(torch.arange(y.shape[1]), model.start.diff())
-    products = model.value * y[:, row]
-    cost = model.cost.expand(y.shape[0], -1)
-    reduced = cost.index_add(1, model.index, products, alpha=-1)
-    size = cost.abs().index_add(1, model.index, products.abs())
-    counts = torch.bincount(model.index, minlength=cost.shape[1])
-    most = int(counts.max()) if counts.numel() else 0
-    return reduced, rounding.affine(most + 1, size)
+    def weight(self, dual: Tensor) -> Tensor:
+        """``[C]``: the sum over rows of ``|entry * multiplier|``, for ``dual`` ``[R]``; no bound."""
+        sizes = (self.model.value * dual[self.row]).abs()
+        return torch.zeros_like(self.model.cost).index_add_(0, self.model.index, sizes)
 
 
 class Split(NamedTuple):
@@ -128,13 +147,13 @@ def leaves(model: Model, closed: Sequence[Leaf]) -> float:
     """
     if not covers(model, [leaf.splits for leaf in closed]):
         return -math.inf
-    least, empty = math.inf, without_cost(model)
-    for ray, rows in ((False, model), (True, empty)):
+    least = math.inf
+    for ray, prover in ((False, Prover.of(model)), (True, Prover.of(without_cost(model)))):
         kind = [leaf for leaf in closed if leaf.ray == ray]
         for first in range(0, len(kind), BATCH):
             part = kind[first : first + BATCH]
             lower, upper = (torch.stack(e) for e in zip(*(ends(model, leaf.splits) for leaf in part), strict=True))
-            bound = lower_bounds(rows, torch.stack([leaf.dual for leaf in part]), lower, upper)
+            bound = prover.bounds(torch.stack([leaf.dual for leaf in part]), lower, upper)
             least = min(least, float((torch.where(bound > 0, math.inf, -math.inf) if ray else bound).min()))
     return least
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from milp.model import Model, Status
-from milp.recheck import Leaf, Split, covers, ends, leaves, lower_bound, lower_bounds, refuted
+from milp.recheck import Leaf, Prover, Split, covers, ends, leaves, lower_bound, refuted
 
 SIZES = (0.0, 1.0, 1e-6, 1e6, 1e-160, 1e100)
 
@@ -137,7 +137,7 @@ def test_many_at_once_are_the_same_as_one_by_one(programs: ModuleType) -> None:
     dual = torch.randn((7, len(model.row_lower)), generator=draw, dtype=torch.float64)
     lower = model.lower - torch.rand((7, len(model.lower)), generator=draw, dtype=torch.float64)
     upper = model.upper + 1
-    together = lower_bounds(model, dual, lower, upper.expand(7, -1))
+    together = Prover.of(model).bounds(dual, lower, upper.expand(7, -1))
     single = [lower_bound(model, y, low, upper) for y, low in zip(dual, lower, strict=True)]
     assert together.tolist() == pytest.approx(single, rel=1e-12)
 
