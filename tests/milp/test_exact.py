@@ -14,17 +14,18 @@ from torch import Tensor
 from milp.exact import Answer, Goal, Outcome, Relaxation, Search, search
 from milp.model import Model, Solution, Status
 from milp.recheck import Leaf, leaves
+from milp.simplex import Simplex
 
 
-def solved(programs: ModuleType, model: Model, goal: Goal, kept: list[Leaf] | None = None) -> Answer:
+def solved(model: Model, goal: Goal, kept: list[Leaf] | None = None) -> Answer:
     keep = None if kept is None else kept.append
-    return search(model, programs.PlainSimplex(model), goal, keep=keep)
+    return search(model, Simplex(model), goal, keep=keep)
 
 
 @pytest.mark.parametrize("seed", range(24))
 def test_the_minimum_of_a_random_program_is_that_of_enumeration(programs: ModuleType, seed: int) -> None:
     model, kept = programs.random_program(seed), []
-    expected, answer = programs.least(model), solved(programs, model, Goal(), kept)
+    expected, answer = programs.least(model), solved(model, Goal(), kept)
     assert answer.outcome == Outcome.PROVEN and answer.stuck == answer.left == 0
     assert answer.value == pytest.approx(expected, abs=1e-6)
     assert answer.bound == pytest.approx(expected, abs=3e-6)  # inf: refuted
@@ -33,7 +34,7 @@ def test_the_minimum_of_a_random_program_is_that_of_enumeration(programs: Module
 
 
 def test_random_programs_have_points_and_have_none(programs: ModuleType) -> None:
-    answers = [solved(programs, programs.random_program(seed), Goal()) for seed in range(24)]
+    answers = [solved(programs.random_program(seed), Goal()) for seed in range(24)]
     assert 2 <= sum(answer.value == math.inf for answer in answers) <= 20
     assert sum(answer.nodes > 5 for answer in answers) > 5
 
@@ -43,7 +44,7 @@ def test_the_minimum_of_a_network_is_that_of_its_phases(programs: ModuleType, se
     network = programs.Network.random(seed, [(2, 7), (3, 4, 4), (2, 3, 3, 2)][seed % 3])
     model, inputs, kept = network.model(), network.weights[0].shape[1], []
     goal = Goal(evaluate=lambda x: network(x[:inputs].clamp(-1, 1)))
-    expected, answer = programs.least(model), solved(programs, model, goal, kept)
+    expected, answer = programs.least(model), solved(model, goal, kept)
     assert answer.outcome == Outcome.PROVEN
     assert answer.value == pytest.approx(expected, abs=2e-6) and answer.bound <= answer.value
     assert answer.bound >= answer.value - 1.1e-6
@@ -65,9 +66,9 @@ def test_a_threshold_is_proven_below_the_minimum_and_answered_by_a_point_above(p
         return network(x[:3].clamp(-1, 1))
 
     for given in (None, evaluate):
-        below = solved(programs, model, Goal(least - 1e-4, evaluate=given))
+        below = solved(model, Goal(least - 1e-4, evaluate=given))
         assert below.outcome == Outcome.PROVEN and below.bound > least - 1e-4
-        above = solved(programs, model, Goal(least + 1e-4, evaluate=given))
+        above = solved(model, Goal(least + 1e-4, evaluate=given))
         assert above.outcome == Outcome.CANDIDATE and above.x is not None
         assert evaluate(above.x) <= least + 1.1e-4
         assert above.bound <= least
@@ -109,7 +110,7 @@ def test_a_wrong_solver_proves_nothing_wrong(programs: ModuleType, change: Calla
     for seed in range(0, 8, 2):
         model, kept = programs.random_program(seed, integers=3), []
         expected = programs.least(model)
-        answer = search(model, Changed(programs.PlainSimplex(model), change), Goal(), keep=kept.append)
+        answer = search(model, Changed(Simplex(model), change), Goal(), keep=kept.append)
         assert answer.bound <= expected + 1e-9
         assert leaves(model, kept) <= expected + 1e-9
         if change is not too_high:
@@ -124,7 +125,7 @@ def test_a_point_that_the_function_does_not_confirm_leaves_its_phases_stuck(prog
     model = network.model()
     least = programs.least(model)
     higher = Goal(evaluate=lambda x: network(x[:2].clamp(-1, 1)) + 0.25)
-    answer = solved(programs, model, higher)
+    answer = solved(model, higher)
     assert answer.outcome == Outcome.OPEN and answer.stuck >= 1
     assert answer.bound == pytest.approx(least, abs=1e-6)
     assert answer.value == pytest.approx(least + 0.25, abs=1e-6)
@@ -133,8 +134,8 @@ def test_a_point_that_the_function_does_not_confirm_leaves_its_phases_stuck(prog
 def test_a_search_that_is_cut_short_says_what_it_knows_and_goes_on(programs: ModuleType) -> None:
     network = programs.Network.random(5, (3, 6, 5))
     model = network.model()
-    solver, goal = programs.PlainSimplex(model), Goal(evaluate=lambda x: network(x[:3].clamp(-1, 1)))
-    whole = solved(programs, model, goal)
+    solver, goal = Simplex(model), Goal(evaluate=lambda x: network(x[:3].clamp(-1, 1)))
+    whole = solved(model, goal)
     cut = search(model, solver, goal, nodes=5)
     assert cut.outcome == Outcome.LIMIT and cut.nodes == 5 and cut.left > 0
     assert -math.inf < cut.bound < whole.bound
@@ -157,7 +158,7 @@ def test_ends_between_whole_numbers_lose_no_point(programs: ModuleType) -> None:
         apart = torch.where(model.integer, 0.25, 0.0)
         loose = replace(model, lower=model.lower - apart, upper=model.upper + apart)
         kept: list[Leaf] = []
-        answer = solved(programs, loose, Goal(), kept)
+        answer = solved(loose, Goal(), kept)
         wide = replace(model, lower=model.lower - model.integer.double(), upper=model.upper + model.integer.double())
         assert programs.least(wide) - 3e-6 <= answer.bound <= programs.least(model)
         assert leaves(loose, kept) == pytest.approx(answer.bound, abs=1e-9)
