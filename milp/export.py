@@ -47,8 +47,8 @@ class _Row:
 def to_pulp(model: Model, graph: Graph | None = None, *, named: Mapping[int, str] | None = None) -> pulp.LpProblem:
     """The model as a PuLP problem, its variables in the order of the columns; ``names.py`` says how all is called.
 
-    PuLP rounds numbers when it writes files (``write`` does not) and is slow: for small models. ``ValueError`` for a
-    number that is NaN, and for a column without finite ends (it is named).
+    PuLP rounds numbers when it writes files, ``write`` does not. ``ValueError`` for a number that is NaN, and for a
+    column without finite ends (it is named).
     """
     import pulp
 

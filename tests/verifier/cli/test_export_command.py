@@ -8,8 +8,10 @@ import highspy
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+import verifier
 from verifier.cli import main
 
 Capture = pytest.CaptureFixture[str]
@@ -106,6 +108,33 @@ def test_an_operator_without_an_exact_form_is_named(tmp_path: Path, capsys: Capt
     assert main(["export", *given, str(out)]) == 3
     captured = capsys.readouterr()
     assert captured.out == "" and "Sigmoid" in captured.err and captured.err.count("\n") == 1 and not out.exists()
+
+
+def test_a_query_of_two_networks(corpus: Path, tmp_path: Path, capsys: Capture) -> None:
+    """A network and itself at another input: the columns are named as both inputs are declared."""
+    query, out = tmp_path / "q.vnnlib", tmp_path / "q.mps"
+    model = files(corpus, "threshold_line_sat")[0]
+    query.write_text("""(vnnlib-version <2.0>)
+(declare-network f (declare-input X float32 [1,1]) (declare-output Y float32 [1,1]))
+(declare-network g (equal-to f) (declare-input U float32 [1,1]) (declare-output V float32 [1,1]))
+(assert (and (>= X[0,0] -1.0) (<= X[0,0] 1.0)))(assert (and (>= U[0,0] -1.0) (<= U[0,0] 0.5)))
+(assert (<= Y[0,0] (- V[0,0] 0.125)))""")
+    assert main(["export", str(query), str(out), "--network", f"f={model}"]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    x = np.linspace(-1, 1, 4001)
+    y = verifier.load(model).evaluate(torch.from_numpy(x)[:, None, None])[0].flatten().numpy()
+    assert optimum(out) == pytest.approx(y.min() - y[x <= 0.5].max() + 0.125, abs=1e-2)
+    text = out.read_text(encoding="ascii")
+    assert "BND X_0 -1.0" in text and "BND U_0 0.5" in text
+
+
+def test_a_clause_without_literals_is_said(corpus: Path, tmp_path: Path, capsys: Capture) -> None:
+    box = "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (>= X_0 0))(assert (<= X_0 1))"
+    (tmp_path / "box.vnnlib").write_text(box)
+    model = files(corpus, "threshold_line_sat")[0]
+    assert main(["export", model, str(tmp_path / "box.vnnlib"), str(tmp_path / "q.lp")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "clause 0 has no literals: every input of its box is a counterexample" in captured.err
 
 
 @pytest.mark.parametrize(
