@@ -19,6 +19,7 @@ from bounds.blocks import node_block
 from bounds.box import Box
 from bounds.constraints import LinearBlock
 from bounds.graph import Node
+from bounds.interval import node_interval
 from bounds.ops.base import Interval
 from bounds.plan import Plan
 from bounds.rounding import Rounding
@@ -89,10 +90,14 @@ def with_cost(model: Model, node: int, row: Tensor, offset: float = 0.0) -> Mode
 
 
 def _finite(plan: Plan, intervals: Mapping[int, Interval]) -> dict[int, Interval]:
-    """Intervals of the input and all variable nodes. Raises where one has infinite ends."""
-    found = {}
+    """Intervals of the input and all variable nodes; those of nonlinear ones no wider than their operands' say, because
+    where an operator has no choice (a ReLU below 0) its block leaves it to the ends. Raises where one is infinite."""
+    found = {plan.input: intervals[plan.input]}
     for index in (plan.input, *sorted(plan.operands)):
         low, high = intervals[index]
+        if index in plan.relaxed:
+            (least, most), _ = node_interval(plan, plan.graph.nodes[index], found)
+            low, high = torch.maximum(low, least), torch.minimum(high, most)
         if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
             node = plan.graph.nodes[index]
             element = int((~(torch.isfinite(low) & torch.isfinite(high))).flatten().nonzero()[0])

@@ -37,7 +37,7 @@ Watch = Callable[[Progress], None]
 
 
 class Runner(Protocol):
-    """What solves a model: ``solve`` does it in this process, ``milp.process.ProcessRunner`` in a killable one."""
+    """What solves a model: ``InProcess`` in this process, ``milp.process.ProcessRunner`` in a killable one."""
 
     def __call__(
         self, model: Model, limits: Limits = ..., *, start: Tensor | None = None, watch: Watch | None = None
@@ -67,6 +67,22 @@ def solve(
         return answer
     outcome = Engine(given).run(limits, start=begin, hear=relay(watch))
     return solution(outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class InProcess:
+    """The runner that solves in the caller's process."""
+
+    def __call__(
+        self,
+        model: Model,
+        limits: Limits = Limits(),  # noqa: B008 - a frozen value
+        *,
+        start: Tensor | None = None,
+        watch: Watch | None = None,
+    ) -> Solution:
+        """As ``solve``."""
+        return solve(model, limits, start=start, watch=watch)
 
 
 def problem(model: Model) -> Problem:

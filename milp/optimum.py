@@ -1,0 +1,88 @@
+"""The exact minimum of a linear functional of a network over a box, and what is proven of it.
+
+Proven bounds of all neurons give the program, and ``settle.py`` works on it from both sides. Every point of the box is
+a candidate, with the value that the network itself takes there: what is returned was attained, whatever a solver's
+tolerances are.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bounds import Alpha, Box, Graph, compute_bounds, prepare
+from milp.encode import encode, with_cost
+from milp.exact import Goal, Outcome
+from milp.highs import InProcess, Runner
+from milp.settle import Effort, Watch, settle
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Optimum:
+    """``value``: what the functional takes at ``point`` ``[1, *input shape]``, computed in float64, the least that was
+    found (inf, None: no point). ``bound``: proven, ``bound <= functional(x)`` for every x in the set, in real
+    arithmetic over the stored weights. ``claimed``: the solver's bound, to its tolerances, which proves nothing (-inf:
+    none).
+
+    ``status``: PROVEN, ``value - bound`` is at most the gap; LIMIT, the time was up; OPEN, the proof got stuck (an
+    envelope in place of an exact form, or the solver's arithmetic). ``nodes``: linear programs of the proof.
+    """
+
+    value: float
+    point: Tensor | None
+    bound: float
+    claimed: float
+    status: Outcome
+    nodes: int
+    seconds: float
+
+
+def minimum(  # noqa: PLR0913 - the questions that a caller may ask
+    graph: Graph,
+    box: Box,
+    row: Tensor,
+    *,
+    gap: float = 1e-6,
+    seconds: float | None = None,
+    runner: Runner | None = InProcess(),  # noqa: B008 - a frozen value
+    watch: Watch | None = None,
+) -> Optimum:
+    """The minimum of ``row . output`` over one box ``[1, *input shape]``, for a row of the output's shape.
+
+    The search ends where the proven bound is within ``gap`` of the least value found, or after ``seconds`` (bounds of
+    the neurons come first and are not interrupted). ``runner`` runs the solver (``milp.process.ProcessRunner``: in a
+    process that can be killed; None: not at all). ``watch`` hears how far it is.
+
+    Raises ``ValueError`` where shapes do not fit or a neuron has no finite bounds, ``UnsupportedOperatorError`` for an
+    operator without an exact form.
+    """
+    start, shape = time.monotonic(), graph.nodes[graph.outputs[0]].shape
+    if tuple(row.shape) != shape:
+        raise ValueError(f"a row of shape {tuple(row.shape)} for an output of shape {shape}")
+    prepared, box, row = prepare(graph), box.to(torch.float64), row.to(torch.float64)
+    bounds = compute_bounds(prepared, box, Alpha(), keep=prepared.plan.watched)
+    known = float(compute_bounds(prepared, box, Alpha(), rows=row.unsqueeze(0)).lower)
+    model = with_cost(encode(prepared, box, bounds), prepared.plan.output, row)
+    inputs = model.columns[prepared.plan.input]
+
+    def point(x: Tensor) -> Tensor:
+        return x[inputs].reshape(box.lower.shape).clamp(box.lower, box.upper)
+
+    def value(x: Tensor) -> float:
+        return float((row * graph.evaluate(point(x))[0]).sum())
+
+    effort = Effort(None if seconds is None else seconds - (time.monotonic() - start), runner, watch)
+    found = settle(model, Goal(gap=gap, evaluate=value), effort, known=known)
+    answer = found.answer
+    return Optimum(
+        answer.value,
+        None if answer.x is None else point(answer.x),
+        answer.bound,
+        found.claimed,
+        answer.outcome,
+        answer.nodes,
+        time.monotonic() - start,
+    )

@@ -1,0 +1,112 @@
+"""One model from both sides: a solver's search for good points, then a proof of every leaf that begins with the best.
+
+The solver's search is quick and proves nothing; its points are worth trying, and where it says that the minimum lies
+tells whether a proof is in reach. The own search (``exact.py``) solves linear programs and trusts none of them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from milp.exact import Answer, Goal, Outcome, Search, SearchState
+from milp.highs import InProcess, Limits, Progress, Runner
+from milp.model import Model, Solution, Status
+from milp.simplex import Simplex
+
+SOLVER_SHARE = 0.5
+"""Of the time limit, what the solver's own search may take; the rest is for the proof."""
+
+INTERVAL = 0.1
+"""Seconds between two reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far the work on a model is: the proven ``bound`` of its minimum, the least ``value`` of a candidate (inf:
+    none), what the solver has ``claimed`` of the bound (-inf: nothing), subproblems ``open``, ``seconds`` so far."""
+
+    bound: float
+    value: float
+    claimed: float
+    open: int
+    seconds: float
+
+
+Watch = Callable[[Standing], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Effort:
+    """What the work on a model may take: ``seconds`` (None: no limit), of which the ``runner`` that solves it first
+    takes half at most (None: it is left out). ``watch`` hears about ten times a second how far it is."""
+
+    seconds: float | None = None
+    runner: Runner | None = field(default_factory=InProcess)
+    watch: Watch | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Settled:
+    """``answer``: what is proven; ``claimed``: the solver's lower bound, to its tolerances (-inf: none), and how its
+    run ended (``claim``; None: it was not asked)."""
+
+    answer: Answer
+    claimed: float
+    claim: Solution | None
+
+
+def settle(
+    model: Model, goal: Goal, effort: Effort = Effort(), *, known: float = -math.inf, best: float = math.inf
+) -> Settled:
+    """Reach ``goal`` on a model whose minimum is proven to be at least ``known``.
+
+    ``best``: the value of a candidate that is there already (the answer's ``x`` is None where no better one is found).
+    The answer's ``bound`` is at least ``known``.
+    """
+    seconds, watch = effort.seconds, effort.watch
+    start = time.monotonic()
+    work, claim = Search(model, Simplex(model), goal), None
+    state = replace(work.start(), value=best)
+    if effort.runner is not None:
+        limit = None if seconds is None else seconds * SOLVER_SHARE
+        claim = effort.runner(model, _limits(goal, limit), watch=_heard(watch, known))
+        state = _with_point(state, goal, claim)
+    claimed = -math.inf if claim is None or claim.status is Status.FAILED else claim.bound
+    spoke = time.monotonic()
+    while not (work.finished(state) or goal.closes(known, state.value)):
+        if seconds is not None and time.monotonic() - start >= seconds:
+            break
+        state = work.step(state)
+        if watch is not None and time.monotonic() - spoke >= INTERVAL:
+            spoke = time.monotonic()
+            count = len(state.open) + (state.next is not None) + len(state.stuck)
+            watch(Standing(max(state.bound, known), state.value, claimed, count, spoke - start))
+    answer = work.terminate(state)
+    outcome = Outcome.PROVEN if goal.closes(known, state.value) else answer.outcome
+    return Settled(replace(answer, outcome=outcome, bound=max(answer.bound, known)), claimed, claim)
+
+
+def _limits(goal: Goal, seconds: float | None) -> Limits:
+    """Enough is known where the solver's bound exceeds the threshold, or a point does not."""
+    return Limits(seconds, bound=goal.threshold, value=goal.threshold)
+
+
+def _heard(watch: Watch | None, known: float) -> Callable[[Progress], None] | None:
+    if watch is None:
+        return None
+
+    def hear(progress: Progress) -> None:
+        watch(Standing(known, progress.value, progress.bound, 1, progress.seconds))
+
+    return hear
+
+
+def _with_point(state: SearchState, goal: Goal, found: Solution) -> SearchState:
+    """The start of a proof that knows the solver's point, at the value that it really has."""
+    if found.x is None:
+        return state
+    value = found.value if goal.evaluate is None else goal.evaluate(found.x)
+    return replace(state, value=value, x=found.x) if value < state.value else state
