@@ -126,6 +126,16 @@ def test_crossed_ends_and_no_time(programs: ModuleType) -> None:
     assert late.status is Status.LIMIT and late.bound == -math.inf and late.reason
 
 
+def test_the_time_of_earlier_calls_does_not_count(programs: ModuleType) -> None:
+    """The solver's clock runs on from one call to the next."""
+    model = programs.random_program(3)
+    simplex, costs = Simplex(model), torch.randn((2, model.cost.shape[0]), dtype=torch.float64)
+    while simplex._engine._solver.getRunTime() < 0.5:
+        for cost in costs:
+            simplex.solve(cost=cost)
+    assert simplex.solve(limits=Limits(seconds=0.5)).status is Status.OPTIMAL
+
+
 def test_what_is_no_number_fails_and_is_forgotten(programs: ModuleType) -> None:
     model = programs.random_program(3)
     simplex = Simplex(model)
