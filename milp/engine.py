@@ -122,8 +122,6 @@ class Engine:
             self._solver.changeColsBounds(len(columns), columns, *ends)
         if cost is not None:
             self._solver.changeColsCost(len(columns), columns, cost)
-        # The last basis stays primal feasible where costs alone change, dual feasible otherwise.
-        self._solver.setOptionValue("simplex_strategy", 4 if ends is None else 1)
 
     def run(self, limits: Limits, *, start: Buffer | None = None, hear: Hear | None = None) -> Outcome:
         """Solve. ``start`` ``[C]``: a point to begin with (a mixed program only); whole columns of it count alone."""
