@@ -9,8 +9,9 @@ value. One with nothing left to split that is not closed is kept as stuck: it co
 The column split is the one on which the multipliers of its rows weigh most: at the relaxation's optimum those that
 want it greater and those that want it less balance, and a split takes one half away. (On networks with a hundred open
 phases this needs half to an eighth of the subproblems of the least whole value, and a little fewer than pseudo-costs.)
-From the subproblem with the least bound the search goes down to the nearer child until one is closed, since the solver
-is warm there.
+Where no multiplier weighs on any of them, as on a plateau of the objective, it is the first, whose neuron is nearest to
+the inputs. From the subproblem with the least bound the search goes down to the nearer child until one is closed, since
+the solver is warm there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from milp.engine import NO_LIMITS, Limits
 from milp.model import Model, Solution, Status
 from milp.recheck import Leaf, Prover, Split, ends, without_cost
 
@@ -36,8 +38,8 @@ WHOLE = 1e-6
 class Relaxation(Protocol):
     """The linear program that is left of a model when integer columns may take any value."""
 
-    def solve(self, lower: Tensor, upper: Tensor) -> Solution:
-        """Minimise over these column ends ``[C]``; ``dual`` and ``x`` where there are any."""
+    def solve(self, lower: Tensor, upper: Tensor, *, limits: Limits = ...) -> Solution:
+        """Minimise over these column ends ``[C]``, as ``milp.simplex.Simplex`` does."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,12 +122,18 @@ class Answer:
 
 
 class Search:
-    """The search over one model. ``keep`` is given every closed leaf: ``recheck.leaves`` proves all of them again."""
+    """The search over one model. ``keep`` is given every closed leaf: ``recheck.leaves`` proves all of them again. No
+    linear program goes on beyond the time ``until`` of ``time.monotonic``."""
 
     def __init__(
-        self, model: Model, relaxation: Relaxation, goal: Goal, keep: Callable[[Leaf], None] | None = None
+        self,
+        model: Model,
+        relaxation: Relaxation,
+        goal: Goal,
+        keep: Callable[[Leaf], None] | None = None,
+        until: float = math.inf,
     ) -> None:
-        self.model, self.relaxation, self.goal, self.keep = model, relaxation, goal, keep
+        self.model, self.relaxation, self.goal, self.keep, self.until = model, relaxation, goal, keep, until
         self.prover, self.refuter = Prover.of(model), Prover.of(without_cost(model))
 
     def start(self) -> SearchState:
@@ -145,7 +153,12 @@ class Search:
         if node.dual is not None and self.goal.closes(node.bound, state.value):
             return self._close(state, node.bound, Leaf(node.splits, node.dual))
         lower, upper = ends(self.model, node.splits)
-        solution = self.relaxation.solve(lower, upper)
+        limits = NO_LIMITS if math.isinf(self.until) else Limits(seconds=max(self.until - time.monotonic(), 0.0))
+        solution = self.relaxation.solve(lower, upper, limits=limits)
+        if (
+            solution.status is Status.LIMIT and time.monotonic() >= self.until
+        ):  # says nothing: the subproblem waits as it was
+            return replace(state, next=node, nodes=state.nodes + 1)
         bound, proof = self._proven(node, solution, lower, upper)
         state = self._tried(state, solution.x)
         if proof is not None and self.goal.closes(bound, state.value):
@@ -156,11 +169,13 @@ class Search:
         return self._split(state, node, solution.x, lower, upper)
 
     def run(self, state: SearchState | None = None) -> Iterator[SearchState]:
-        """Steps from a state (default: the start) until the end; stop iterating to stop."""
+        """Steps from a state (default: the start) until the end or the time is up; stop iterating to stop."""
         state = self.start() if state is None else state
         while not self.finished(state):
             state = self.step(state)
             yield state
+            if time.monotonic() >= self.until:
+                return
 
     def terminate(self, state: SearchState) -> Answer:
         """What a state says, finished or not."""
@@ -236,12 +251,11 @@ def search(
     seconds: float | None = None,
     keep: Callable[[Leaf], None] | None = None,
 ) -> Answer:
-    """Run a search to its end, or until so many linear programs are solved or seconds have passed (looked at between
-    them)."""
-    work = Search(model, relaxation, goal, keep)
-    state, until = work.start(), math.inf if seconds is None else time.monotonic() + seconds
-    while not work.finished(state):
-        state = work.step(state)
-        if (nodes is not None and state.nodes >= nodes) or time.monotonic() >= until:
+    """Run a search to its end, or until so many linear programs are solved or seconds have passed."""
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    work = Search(model, relaxation, goal, keep, until)
+    last = work.start()
+    for last in work.run():
+        if nodes is not None and last.nodes >= nodes:
             break
-    return work.terminate(state)
+    return work.terminate(last)

@@ -21,6 +21,7 @@ from torch import Tensor
 from bounds import Bounds, Box, Prepared
 from bounds.ops.base import Interval
 from milp.encode import encode, with_cost
+from milp.engine import NO_LIMITS, Limits
 from milp.exact import Goal, search
 from milp.model import Model, Solution
 from milp.recheck import lower_bound
@@ -69,9 +70,9 @@ class _Priced:
     def __init__(self, relaxed: Simplex, cost: Tensor) -> None:
         self._relaxed, self._cost = relaxed, cost
 
-    def solve(self, lower: Tensor, upper: Tensor) -> Solution:
+    def solve(self, lower: Tensor, upper: Tensor, *, limits: Limits = NO_LIMITS) -> Solution:
         """As ``Simplex.solve``."""
-        return self._relaxed.solve(lower, upper, self._cost)
+        return self._relaxed.solve(lower, upper, self._cost, limits=limits)
 
 
 def _least(model: Model, relaxed: Simplex, nodes: int) -> float:

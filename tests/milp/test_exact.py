@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from milp.engine import NO_LIMITS, Limits
 from milp.exact import Answer, Goal, Outcome, Relaxation, Search, search
 from milp.model import Model, Solution, Status
 from milp.recheck import Leaf, leaves
@@ -81,8 +82,8 @@ class Changed:
     solver: Relaxation
     change: Callable[[Solution], Solution]
 
-    def solve(self, lower: Tensor, upper: Tensor) -> Solution:
-        return self.change(self.solver.solve(lower, upper))
+    def solve(self, lower: Tensor, upper: Tensor, *, limits: Limits = NO_LIMITS) -> Solution:
+        return self.change(self.solver.solve(lower, upper, limits=limits))
 
 
 def flipped(found: Solution) -> Solution:
@@ -139,7 +140,8 @@ def test_a_search_that_is_cut_short_says_what_it_knows_and_goes_on(programs: Mod
     cut = search(model, solver, goal, nodes=5)
     assert cut.outcome == Outcome.LIMIT and cut.nodes == 5 and cut.left > 0
     assert -math.inf < cut.bound < whole.bound
-    assert search(model, solver, goal, seconds=0.0).nodes == 1
+    none = search(model, solver, goal, seconds=0.0)
+    assert (none.outcome, none.nodes, none.left, none.bound) == (Outcome.LIMIT, 1, 1, -math.inf)
     work = Search(model, solver, goal)
     bounds, state = [], work.start()
     for state in work.run():
