@@ -14,20 +14,34 @@ from bounds.constraints import LinearBlock, Row, block
 from bounds.graph import Node
 from bounds.interval import node_interval
 from bounds.ops.affine import Affine, Entries
-from bounds.ops.base import Interval, Nonlinear
+from bounds.ops.base import Interval, Nonlinear, UnsupportedOperatorError
 from bounds.plan import Plan
 
 
-def node_block(plan: Plan, node: Node, bounds: Mapping[int, Interval]) -> LinearBlock:
+def node_block(plan: Plan, node: Node, bounds: Mapping[int, Interval], envelope: float | None = None) -> LinearBlock:
     """The block of a variable node, from proven finite intervals ``[1, *shape]`` of all variable nodes.
 
-    ``plan``: prepared with a rounding model. Raises ``UnsupportedOperatorError`` where a nonlinear operator has no
-    exact form.
+    ``plan``: prepared with a rounding model. A nonlinear operator without an exact form gives its ``envelope`` of that
+    error; with None this raises ``UnsupportedOperatorError``, which names the node.
     """
     if node.id in plan.affine:
         return affine_block(plan, node, bounds)
-    assert isinstance(node.op, Nonlinear)
-    return node.op.exact(plan.ends(node.id, bounds))
+    op, ends = node.op, plan.ends(node.id, bounds)
+    assert isinstance(op, Nonlinear)
+    where = f"node {node.name or node.id} ({type(op).__name__})"
+    if any(c is not None and k not in op.parameters for k, c in enumerate(plan.operands[node.id])):
+        why = "a constant where its rows need a variable"
+        raise UnsupportedOperatorError(f"{where} reads {why}", why)
+    try:
+        return op.exact(ends)
+    except UnsupportedOperatorError as problem:
+        if envelope is not None:
+            return op.envelope(ends, envelope)
+        raise UnsupportedOperatorError(
+            f"{where} has no exact form as linear rows and phases: say with 'envelope' how far results may be from "
+            "the operator's own, and it is enclosed by lines on pieces of its interval",
+            problem.why,
+        ) from problem
 
 
 def affine_block(plan: Plan, node: Node, bounds: Mapping[int, Interval]) -> LinearBlock:

@@ -8,7 +8,7 @@ nodes put side by side (``milp.encode``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class Row:
 def block(
     rows: Sequence[Row], same: Tensor, own: tuple[Tensor, Tensor, Tensor] | None = None, exact: bool = True
 ) -> LinearBlock:
-    """The block of these rows; ``own``: lower, upper and integer of its own columns."""
+    """The block of these rows; ``own``: lower, upper and integer of its own columns. Terms of value 0 fall away."""
     own = own or (
         torch.zeros(0, dtype=torch.float64),
         torch.zeros(0, dtype=torch.float64),
@@ -70,6 +70,8 @@ def block(
         row.append(numbers.repeat_interleave(len(group.terms)))
         column.append(torch.stack([c for c, _ in group.terms], 1).flatten())
         value.append(torch.stack([_full(v, count) for _, v in group.terms], 1).flatten())
+        there = value[-1] != 0
+        row[-1], column[-1], value[-1] = row[-1][there], column[-1][there], value[-1][there]
     lower, upper, error = torch.cat(sides, 1) if sides else torch.zeros((3, 0), dtype=torch.float64)
     whole, real = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
     return LinearBlock(
@@ -92,6 +94,34 @@ def phases(count: int) -> tuple[Tensor, Tensor, Tensor]:
         torch.ones(count, dtype=torch.float64),
         torch.ones(count, dtype=torch.bool),
     )
+
+
+@dataclass(slots=True)
+class Own:
+    """A block's own columns while it is made, numbered from ``first`` on."""
+
+    first: int
+    parts: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def phases(self, *shape: int) -> Tensor:
+        """Numbers ``shape`` of new columns that are 0 or 1."""
+        ends = phases(torch.Size(shape).numel())
+        return self._add(*ends).reshape(shape)
+
+    def columns(self, lower: Tensor, upper: Tensor, integer: bool = False) -> Tensor:
+        """Numbers of new columns between ends of any one shape."""
+        whole = torch.full((lower.numel(),), integer)
+        return self._add(lower.flatten(), upper.flatten(), whole).reshape(lower.shape)
+
+    def joined(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``own`` of the block."""
+        lower, upper, integer = (torch.cat(part) for part in zip(phases(0), *self.parts, strict=True))
+        return lower, upper, integer
+
+    def _add(self, lower: Tensor, upper: Tensor, integer: Tensor) -> Tensor:
+        self.parts.append((lower, upper, integer))
+        self.first += lower.shape[0]
+        return torch.arange(self.first - lower.shape[0], self.first)
 
 
 def _full(value: Tensor | float, count: int) -> Tensor:

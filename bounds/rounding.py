@@ -78,6 +78,20 @@ class Rounding:
         return value - (value.abs() * (4 * self.unit) + self.tiny)
 
 
+def difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``a - b`` as computed, and what it lacks: ``a - b = value + rest`` exactly, unless it overflows (Knuth, The Art
+    of Computer Programming, vol. 2, section 4.2.2)."""
+    value = a - b
+    part = value - a
+    return value, (a - (value - part)) - (b + part)
+
+
+def difference_above(a: Tensor, b: Tensor) -> Tensor:
+    """The least number of the dtype that is at least ``a - b``: itself, wherever the dtype holds it."""
+    value, rest = difference(a, b)
+    return torch.where(rest > 0, torch.nextafter(value, value.new_tensor(math.inf)), value)
+
+
 def cast_outward(lower: Tensor, upper: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Convert an interval to ``dtype`` so that it contains the given one; exact ends stay as they are."""
     low, high = lower.to(dtype), upper.to(dtype)

@@ -56,17 +56,22 @@ class _Build:
         return torch.arange(self.count - lower.shape[0], self.count)
 
 
-def encode(prepared: Prepared, box: Box, bounds: Bounds) -> Model:
+def encode(prepared: Prepared, box: Box, bounds: Bounds, envelope: float | None = None) -> Model:
     """The program of a graph over one box; its cost is 0 (``with_cost`` gives it one).
 
     ``prepared`` with ``semantics="real"``; ``bounds`` are of its output over the same box, with the nodes kept that
     nonlinear operators read (``keep=prepared.plan.watched``): the tighter they are, the tighter the program. The model
-    guarantees what ``Model`` states. Raises ``UnsupportedOperatorError`` for a nonlinear operator without an exact form
-    (it names the node), ``UnboundedError`` for a neuron without finite bounds, ``ValueError`` for more than one box.
+    guarantees what ``Model`` states. A nonlinear operator without an exact form (a sigmoid, a product) is enclosed by
+    lines on pieces of its operand's interval that leave results at most ``envelope`` from its own, as long as it is a
+    function of one variable and few pieces do; the model then is not ``exact``. Raises ``UnsupportedOperatorError``
+    for such an operator where ``envelope`` is None (it names the node), ``UnboundedError`` for a neuron without finite
+    bounds, ``ValueError`` for more than one box and an ``envelope`` that is no positive number.
     """
     plan, rounding = prepared.plan, prepared.plan.rounding
     if box.size != 1 or bounds.semantics != "real" or rounding is None:
         raise ValueError("a program needs one box, a graph prepared for semantics='real', and bounds proven for it")
+    if envelope is not None and not envelope > 0:
+        raise ValueError(f"an envelope has a positive error, not {envelope}")
     plan = plan.restricted((plan.output,), plan.output)
     intervals = _finite(plan, bounds.intervals)
     build = _Build()
@@ -75,7 +80,7 @@ def encode(prepared: Prepared, box: Box, bounds: Bounds) -> Model:
     build.columns[plan.input] = build.add(low, high, torch.zeros_like(elements, dtype=torch.bool), plan.input, elements)
     for node in plan.graph.nodes:
         if node.id in plan.operands:
-            _enter(build, plan, node, intervals)
+            _enter(build, node, intervals, node_block(plan, node, intervals, envelope))
     return _joined(build, rounding)
 
 
@@ -109,10 +114,9 @@ def _finite(plan: Plan, intervals: Mapping[int, Interval]) -> dict[int, Interval
     return found
 
 
-def _enter(build: _Build, plan: Plan, node: Node, intervals: Mapping[int, Interval]) -> None:
+def _enter(build: _Build, node: Node, intervals: Mapping[int, Interval], part: LinearBlock) -> None:
     """Add a node's columns and its block."""
-    operands = [build.columns[i] for i, c in zip(node.inputs, plan.operands[node.id], strict=True) if c is None]
-    part = node_block(plan, node, intervals)
+    operands = [build.columns[i] for i in node.inputs if i in build.columns]
     low, high = (end.flatten() for end in intervals[node.id])
     moved, given = part.same >= 0, torch.cat([c.flatten() for c in operands])
     columns = torch.full_like(part.same, -1)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bounds.constraints import LinearBlock, Own, Row, block
 from bounds.ops import reading
 from bounds.ops.arithmetic import Neg, Sub
 from bounds.ops.base import (
@@ -33,8 +34,9 @@ from bounds.ops.base import (
 )
 from bounds.ops.comparison import exact
 from bounds.ops.indexing import Gather
+from bounds.ops.pieces import bound
 from bounds.ops.shaping import Transpose, reshape
-from bounds.rounding import Rounding
+from bounds.rounding import Rounding, difference_above
 
 _DIFFERENCES = 1 << 16
 """More differences than this are not formed."""
@@ -105,6 +107,20 @@ class Place(Nonlinear):
         """Raises ``NoDerivativeError``."""
         return self.derivatives(operands, rounding)
 
+    def _choice(self, operand: Interval, own: Own) -> tuple[Tensor, Tensor, Tensor, list[Row]]:
+        """Of the F unsettled results: their numbers ``[F]``, a phase for each place ``[F, size]`` that is 0 where the
+        place is not possible, which ones are possible, and rows that choose one place as the result."""
+        low, high = operand
+        unsettled = self.unsettled(low, high).flatten().nonzero().flatten()
+        possible = self.possible(low, high).flatten(0, -2)[unsettled]
+        phase = own.columns(torch.zeros(possible.shape, dtype=low.dtype), possible.to(low.dtype), integer=True)
+        y = low.numel() + unsettled
+        rows = [
+            Row([(c, 1.0) for c in phase.T], 1.0, 1.0),
+            Row([(y, 1.0), *[(c, -float(k)) for k, c in enumerate(phase.T)]], 0.0, 0.0),
+        ]
+        return unsettled, phase, possible, rows
+
     def unsettled(self, low: Tensor, high: Tensor) -> Tensor:
         """bool ``[*, 1]``: where the place is not known yet."""
         least, most = self.interval([(low, high)], None)
@@ -125,6 +141,21 @@ class Greatest(Place):
         strong, weak = (behind, before) if self.last else (before, behind)
         # Both said with what cannot be, so that a NaN rules nothing out.
         return ~(high < weak) & (~(high <= strong) | (strong == -torch.inf))
+
+    def exact(self, operands: Sequence[Interval]) -> LinearBlock:
+        """``x_k <= t`` for a column t of its own, and ``x_j >= t - (max u - l_j)(1 - p_j)`` for the phase of each
+        place; of equal elements any may be chosen."""
+        low, high = (end.reshape(-1, end.shape[-1]) for end in operands[0])
+        count, size = low.shape
+        own = Own(low.numel() + count)
+        unsettled, phase, possible, rows = self._choice(operands[0], own)
+        low, high = low[unsettled], high[unsettled]
+        top = own.columns(low.amax(1), high.amax(1))[:, None].expand_as(phase)
+        x = unsettled[:, None] * size + torch.arange(size)
+        far = difference_above(high.amax(1, keepdim=True).expand_as(low), low)[possible]
+        rows.append(Row(((top.flatten(), 1.0), (x.flatten(), -1.0)), lower=0.0))
+        rows.append(Row(((x[possible], 1.0), (top[possible], -1.0), (phase[possible], -far)), lower=-far))
+        return block(rows, torch.full((count,), -1), own.joined())
 
     def loose(self, low: Tensor, high: Tensor, *others: Tensor) -> Tensor:
         """Elements that can be the greatest, and those that one which can has not passed yet."""
@@ -156,6 +187,20 @@ class Leading(Place):
             found[j].append(place)
             found[k].append(count + place)
         return torch.tensor(found, dtype=torch.int64, device=device)
+
+    def exact(self, operands: Sequence[Interval]) -> LinearBlock:
+        """``x_k - x_j <= u (1 - p_j)`` and ``>= l (1 - p_k)`` for the phase of each place; of equal elements any may be
+        chosen."""
+        low, high = (end.reshape(-1, end.shape[-1]) for end in operands[0])
+        own = Own(low.numel() + low.shape[0])
+        unsettled, phase, possible, rows = self._choice(operands[0], own)
+        columns = unsettled[:, None] * low.shape[1] + torch.arange(low.shape[1])
+        one, two = (torch.tensor(side) for side in zip(*pairs(self.size), strict=True))
+        for place, end, sign in ((one, high[unsettled].clamp(min=0), -1.0), (two, low[unsettled].clamp(max=0), 1.0)):
+            there = possible[:, place] & (end != 0)
+            far, chosen = end[there], phase[:, place][there]
+            rows.append(bound([(columns[there], 1.0), (chosen, far)], far, sign))
+        return block(rows, torch.full((low.shape[0],), -1), own.joined())
 
     def loose(self, low: Tensor, high: Tensor, *others: Tensor) -> Tensor:
         """Differences whose sign is open between two elements that can both be the greatest."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from bounds.ops.lines import lines_block
 from bounds.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -267,10 +268,18 @@ class Nonlinear(Op):
     def exact(self, operands: Sequence[Interval]) -> LinearBlock:
         """Rows and phases that only the operation itself satisfies, on one box (N = 1) with finite, proven ends.
 
-        Raises ``UnsupportedOperatorError`` where there is no such form (the default); ``envelope`` may do.
+        Raises ``UnsupportedOperatorError`` where there is no such form (the default); ``envelope`` holds nevertheless.
         """
         name = type(self).__name__
         raise UnsupportedOperatorError(f"{name} has no exact form as linear rows and phases", "no exact form")
+
+    def envelope(self, operands: Sequence[Interval], error: float) -> LinearBlock:
+        """Rows that the operation satisfies, for one that has no exact form: here its lines on the whole intervals.
+
+        ``error``: how far results that the rows leave may be from the operation's own. Functions of one variable keep
+        to it where they can; others, and these lines, take no notice of it.
+        """
+        return lines_block(self, self.relaxation(operands, Rounding.of(torch.float64)), operands)
 
     @abstractmethod
     def loose(self, low: Tensor, high: Tensor, *others: Tensor) -> Tensor:

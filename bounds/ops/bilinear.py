@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bounds.constraints import LinearBlock
 from bounds.ops import reading
 from bounds.ops.arithmetic import Mul, outward
 from bounds.ops.base import (
@@ -38,6 +39,7 @@ from bounds.ops.base import (
     broadcast,
 )
 from bounds.ops.indexing import expand
+from bounds.ops.lines import lines_block
 from bounds.ops.powers import Power
 from bounds.ops.shaping import align
 from bounds.rounding import Rounding
@@ -92,6 +94,13 @@ class Bilinear(Nonlinear):
             slack = rounding.affine(4 * self.count(*shapes) + 16, 4 * self.forward(x.abs() + r, y.abs() + s))
             below, above = Line(below.slopes, below.offset - slack), Line(above.slopes, above.offset + slack)
         return Relaxation((below,), (above,))
+
+    def envelope(self, operands: Sequence[Interval], error: float) -> LinearBlock:
+        """McCormick's planes, two a side: the hull of one product."""
+        one, rounding = torch.ones_like(self.forward(operands[0][0], operands[1][0])), Rounding.of(torch.float64)
+        sides = [self.relaxation(operands, rounding, (t, t)) for t in (-one, one)]
+        lower, upper = (sum(lines, ()) for lines in zip(*((s.lower, s.upper) for s in sides), strict=True))
+        return lines_block(self, Relaxation(lower, upper), operands)
 
     def _line(self, operands: Sequence[Interval], rounding: Rounding | None, sign: float, t: Tensor) -> Line:
         """The lower (``sign`` 1) or upper (-1) line for any ``t``; its offset is not moved outward yet."""

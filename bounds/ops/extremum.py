@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bounds.constraints import LinearBlock, Own, block
 from bounds.ops import reading
 from bounds.ops.arithmetic import Add, Neg, Sub, same_rank
 from bounds.ops.base import (
@@ -35,9 +36,11 @@ from bounds.ops.base import (
     broadcast,
 )
 from bounds.ops.indexing import expand
+from bounds.ops.lines import numbered
+from bounds.ops.pieces import bound
 from bounds.ops.piecewise import Clip
 from bounds.ops.relu import Relu
-from bounds.rounding import Rounding
+from bounds.rounding import Rounding, difference_above
 
 
 class _Extremum(Nonlinear):
@@ -78,6 +81,31 @@ class _Extremum(Nonlinear):
 
         return free(below), free(above)
 
+    def _block(self, operands: Sequence[Interval], sign: float) -> LinearBlock:
+        """``r = max(x, y)`` (``sign`` 1; -1: the mirrored rows of the minimum), with x in [a, b], y in [c, d]. Where
+        one wins for certain an alias, else a phase p that says whether x wins: ``r >= x``, ``r >= y``, and
+        ``r <= min(b p, x - a (1 - p)) + min(d (1 - p), y - c p)``, where each sum of two is a row (Anderson et al.,
+        Strong mixed-integer programming formulations for trained neural networks, 2020)."""
+        shape = broadcast(*(tuple(low.shape) for low, _ in operands))
+        x, y = numbered(operands, shape)
+        ends = [end.expand(shape).flatten() * sign for pair in operands for end in pair]
+        a, b, c, d = ends if sign > 0 else (ends[1], ends[0], ends[3], ends[2])
+        same = torch.where(b <= c, y, torch.where(d <= a, x, -1))
+        open_ = (same < 0).nonzero().flatten()
+        own = Own(sum(low.numel() for low, _ in operands) + same.shape[0])
+        r, p = own.first - same.shape[0] + open_, own.phases(open_.shape[0])
+        x, y, a, b, c, d = (v[open_] for v in (x, y, a, b, c, d))
+        far, near = difference_above(d, a), difference_above(b, c)
+        rows = [
+            bound([(r, 1.0), (x, -1.0)], torch.zeros_like(a), sign),
+            bound([(r, 1.0), (y, -1.0)], torch.zeros_like(a), sign),
+            bound([(r, 1.0), (x, -1.0), (p, sign * far)], sign * far, -sign),
+            bound([(r, 1.0), (y, -1.0), (p, -sign * near)], torch.zeros_like(a), -sign),
+            bound([(r, 1.0), (p, -sign * difference_above(b, d))], sign * d, -sign),
+            bound([(r, 1.0), (x, -1.0), (y, -1.0), (p, -sign * difference_above(a, c))], -sign * a, -sign),
+        ]
+        return block(rows, same, own.joined())
+
 
 @dataclass(frozen=True, slots=True)
 class Max(_Extremum):
@@ -104,6 +132,9 @@ class Max(_Extremum):
     ) -> Relaxation:
         """Lines with a slope for each operand; ``chosen`` replaces the weights ``w`` and ``s`` of the first one."""
         return _above(operands[0], operands[1], rounding, chosen)
+
+    def exact(self, operands: Sequence[Interval]) -> LinearBlock:
+        return self._block(operands, 1.0)
 
     def derivatives(self, operands: Sequence[Interval], rounding: Rounding | None) -> tuple[Interval, ...]:
         return _shares(operands[0], operands[1])
@@ -153,6 +184,9 @@ class Min(_Extremum):
             tuple(Line(line.slopes, -line.offset) for line in above.upper),
             tuple(Line(line.slopes, -line.offset) for line in above.lower),
         )
+
+    def exact(self, operands: Sequence[Interval]) -> LinearBlock:
+        return self._block(operands, -1.0)
 
     def derivatives(self, operands: Sequence[Interval], rounding: Rounding | None) -> tuple[Interval, ...]:
         return _shares(operands[1], operands[0])

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bounds.constraints import LinearBlock, Own, Row, block
 from bounds.ops import reading
 from bounds.ops.arithmetic import Neg
 from bounds.ops.base import (
@@ -36,7 +37,8 @@ from bounds.ops.base import (
     Rewritten,
     Shape,
 )
-from bounds.rounding import Rounding
+from bounds.ops.pieces import two_levels
+from bounds.rounding import Rounding, difference
 
 NEAR_JUMP = 1 / 64
 """Where a jump lies at an end, so much of the width around it is split off."""
@@ -193,6 +195,28 @@ class Step(Jumping):
     def jumps(self, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
         return (torch.where((low < 0) & (high > 0), 0.0, low),)
 
+    def exact(self, operands: Sequence[Interval]) -> LinearBlock:
+        """Two levels, one of which holds up to 0 and the other from 0 on; or, where the value at 0 is a third one,
+        ``y = at + (left - at) n + (right - at) p``, ``l n <= x <= u p``, ``n + p <= 1`` with two phases."""
+        low, high = (end.flatten() for end in operands[0])
+        before = torch.where(low < 0, self.left, torch.where(low > 0, self.right, self.at)).to(low)
+        after = torch.where(high > 0, self.right, torch.where(high < 0, self.left, self.at)).to(low)
+        third = (low < 0) & (high > 0) & (self.at not in (self.left, self.right))
+        own, count, zero = Own(2 * low.shape[0]), low.shape[0], torch.zeros_like(low)
+        x = ((before != after) & ~third).nonzero().flatten()
+        rows = two_levels(x, count + x, (low[x], high[x]), (zero[x], before[x], after[x]), own)
+        x = third.nonzero().flatten()
+        n, p = own.phases(2, x.shape[0])
+        levels = [difference(side[x], torch.full_like(low[x], self.at)) for side in (before, after)]
+        (left, lost), (right, rest) = levels
+        rows += [
+            Row(((count + x, 1.0), (n, -left), (p, -right)), self.at, self.at, lost.abs() + rest.abs()),
+            Row(((x, 1.0), (n, -low[x])), lower=0.0),
+            Row(((x, 1.0), (p, -high[x])), upper=0.0),
+            Row(((n, 1.0), (p, 1.0)), upper=1.0),
+        ]
+        return block(rows, torch.full((count,), -1), own.joined())
+
 
 @dataclass(frozen=True, slots=True)
 class Floor(Jumping):
@@ -206,6 +230,10 @@ class Floor(Jumping):
 
     def forward(self, *operands: Tensor) -> Tensor:
         return torch.floor(operands[0])
+
+    def exact(self, operands: Sequence[Interval]) -> LinearBlock:
+        """``x - 1 <= y <= x`` for a whole number."""
+        return _staircase(self, operands, 1.0)
 
     def sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ceil(x) - 1, torch.floor(x)
@@ -227,6 +255,10 @@ class Round(Jumping):
     def forward(self, *operands: Tensor) -> Tensor:
         return torch.round(operands[0])
 
+    def exact(self, operands: Sequence[Interval]) -> LinearBlock:
+        """``x - 1/2 <= y <= x + 1/2`` for a whole number."""
+        return _staircase(self, operands, 0.5)
+
     def sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
         value, below = torch.round(x), torch.floor(x)
         tie = x - below == 0.5
@@ -241,6 +273,25 @@ def _inner(first: Tensor, last: Tensor, low: Tensor, high: Tensor) -> tuple[Tens
     """The first and last jump where they are inside, ``low`` elsewhere."""
     inside = (first > low) & (last < high) & (first <= last)
     return torch.where(inside, first, low), torch.where(inside, last, low)
+
+
+def _staircase(op: Jumping, operands: Sequence[Interval], ahead: float) -> LinearBlock:
+    """Whole numbers y with ``ahead - 1 <= x - y <= ahead``, as columns of their own; where there are but two, the two
+    levels around their jump. Where x stays on one, the result's ends say it."""
+    low, high = (end.flatten() for end in operands[0])
+    least, most = (end.flatten() for end in op.interval(operands, Rounding.of(torch.float64)))
+    own, count = Own(2 * low.shape[0]), low.shape[0]
+    jump, lost = difference(least, torch.full_like(least, -ahead))
+    two = (most - least == 1) & (lost == 0)
+    x = two.nonzero().flatten()
+    rows = two_levels(x, count + x, (low[x], high[x]), (jump[x], least[x], most[x]), own)
+    x = ((most > least) & ~two).nonzero().flatten()
+    whole = own.columns(least[x], most[x], integer=True)
+    rows += [
+        Row(((count + x, 1.0), (whole, -1.0)), 0.0, 0.0),
+        Row(((x, 1.0), (whole, -1.0)), ahead - 1, ahead),
+    ]
+    return block(rows, torch.full((count,), -1), own.joined())
 
 
 class Ceil(Rewritten):

@@ -39,6 +39,9 @@ class _Hinge(PiecewiseLinear):
     def kinks(self) -> tuple[float, ...]:
         return (0.0,)
 
+    def branches(self, like: Tensor, *parameters: Tensor) -> Sequence[tuple[Tensor | float, Tensor | float]]:
+        return (self.left(like, *parameters), 0.0), (1.0, 0.0)
+
     def interval(self, operands: Sequence[Interval], rounding: Rounding | None) -> Interval:
         (low, high), *rest = operands
         parameters = [p[0] for p in rest]
@@ -167,6 +170,11 @@ class Clip(PiecewiseLinear):
 
     def kinks(self) -> tuple[float, ...]:
         return tuple(k for k in (self.low, self.high) if k is not None)
+
+    def branches(self, like: Tensor, *parameters: Tensor) -> Sequence[tuple[float, float]]:
+        below = () if self.low is None else ((0.0, self.low),)
+        above = () if self.high is None else ((0.0, self.high),)
+        return (*below, (1.0, 0.0), *above)
 
     def interval(self, operands: Sequence[Interval], rounding: Rounding | None) -> Interval:
         """Exact where the dtype holds the limits."""

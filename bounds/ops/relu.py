@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bounds.constraints import LinearBlock, Row, block, phases
 from bounds.ops import reading
 from bounds.ops.base import BuilderLike, Interval, Line, OnnxName, OnnxNode, Parameters, Relaxation
 from bounds.ops.univariate import PiecewiseLinear
@@ -63,19 +62,10 @@ class Relu(PiecewiseLinear):
     def useful_slopes(self, low: Tensor, high: Tensor, *parameters: Tensor) -> tuple[Interval | None, Interval | None]:
         return (((low >= 0).to(low), (high > 0).to(low)), None)
 
-    def exact(self, operands: Sequence[Interval]) -> LinearBlock:
-        """Where ``l < 0 < u``: ``y >= z``, ``y <= z - l (1 - d)``, ``y <= u d`` with a phase d (Tjeng et al.,
-        Evaluating robustness with mixed integer programming, 2019, section 4.1); ``y >= 0`` is the column's end."""
-        low, high = (end.flatten() for end in operands[0])
-        z, count = torch.arange(low.shape[0]), low.shape[0]
-        k = ((low < 0) & (high > 0)).nonzero().flatten()
-        y, d, l, u = count + k, 2 * count + torch.arange(k.shape[0]), low[k], high[k]
-        rows = (
-            Row(((y, 1.0), (k, -1.0)), lower=0.0),
-            Row(((y, 1.0), (k, -1.0), (d, -l)), upper=-l),
-            Row(((y, 1.0), (d, -u)), upper=0.0),
-        )
-        return block(rows, torch.where(low >= 0, z, -1), phases(k.shape[0]))
+    def branches(self, like: Tensor, *parameters: Tensor) -> Sequence[tuple[float, float]]:
+        """Where ``l < 0 < u`` the rows are ``y >= z``, ``y <= z - l (1 - d)``, ``y <= u d`` (Tjeng et al., Evaluating
+        robustness with mixed integer programming, 2019, section 4.1); ``y >= 0`` is the column's end."""
+        return (0.0, 0.0), (1.0, 0.0)
 
     def derivative_range(self, low: Tensor, high: Tensor, *parameters: Tensor, rounding: Rounding | None) -> Interval:
         return (low > 0).to(low), (high >= 0).to(low)

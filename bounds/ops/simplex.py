@@ -11,8 +11,12 @@ expressing ``y_j`` by the others; that result then is ``1 - sum_{k != j} y_k`` i
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
+from bounds.constraints import LinearBlock
 from bounds.ops.base import Nonlinear
 from bounds.rounding import Rounding
 
@@ -37,6 +41,21 @@ class OnSimplex(Nonlinear):
         place = rows.abs().argmin(self.axis, keepdim=True)
         own = values.gather(self.axis, place)
         return values.scatter(self.axis, place, own + (1 - values.sum(self.axis, keepdim=True)))
+
+    def summed(self, block: LinearBlock, like: Tensor) -> LinearBlock:
+        """A block of the node with rows ``sum_k y_k = 1`` besides; ``like`` ``[1, *shape]``: its one operand."""
+        results = like.numel() + torch.arange(like.numel()).reshape(like.shape).movedim(self.axis, -1).flatten(0, -2)
+        count, size = results.shape
+        one, none = torch.ones(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+        return replace(
+            block,
+            row=torch.cat([block.row, (block.lower.shape[0] + torch.arange(count)).repeat_interleave(size)]),
+            column=torch.cat([block.column, results.flatten()]),
+            value=torch.cat([block.value, torch.ones(count * size, dtype=torch.float64)]),
+            lower=torch.cat([block.lower, one]),
+            upper=torch.cat([block.upper, one]),
+            error=torch.cat([block.error, none]),
+        )
 
     def recentring_error(self, rows: Tensor, mu: Tensor, rounding: Rounding) -> Tensor:
         """``[R]``: what rounding of the recentred ``rows`` and of the sum of ``mu`` can do (in float, not outward).

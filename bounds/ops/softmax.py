@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bounds.constraints import LinearBlock
 from bounds.ops import reading
 from bounds.ops.arithmetic import Mul, outward
 from bounds.ops.base import (
@@ -156,6 +157,10 @@ class Softmax(OnSimplex, _Normalised):
         mean = torch.maximum(mean[0], least), torch.minimum(mean[1], most)
         apart = outward(rows[0] - mean[1], rows[1] - mean[0], rounding)
         return (Mul().interval([(low, high), apart], rounding),)
+
+    def envelope(self, operands: Sequence[Interval], error: float) -> LinearBlock:
+        """Its lines, and that results sum to 1."""
+        return self.summed(Nonlinear.envelope(self, operands, error), operands[0][0])
 
     def relaxation(
         self,

@@ -16,6 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bounds.constraints import LinearBlock, Own, block
+from bounds.ops import pieces
 from bounds.ops.base import Freedom, Interval, Line, NoDerivativeError, Nonlinear, Parameters, Relaxation, Shape
 from bounds.rounding import Rounding
 
@@ -180,6 +182,23 @@ class Univariate(Nonlinear):
         """``(least f', greatest f')`` on ``[low, high]``, with ``rounding`` rounded outward; see ``derivatives``."""
         raise NoDerivativeError(f"bounds of the derivative of {type(self).__name__} are not available")
 
+    def envelope(self, operands: Sequence[Interval], error: float) -> LinearBlock:
+        """Segments of each element's interval, with a phase for each, on which its lines are at most ``error`` apart;
+        at most ``pieces.SEGMENTS`` segments, even where that leaves them further apart."""
+        (low, high), *rest = operands
+        rounding, shape, ends = Rounding.of(torch.float64), low.shape, (low.flatten(), high.flatten())
+        parameters = [p[0].expand(shape[1:]).flatten() for p in rest]
+
+        def lines(owner: Tensor, below: Tensor, above: Tensor) -> tuple[pieces.Lines, pieces.Lines]:
+            given = [(below[None], above[None]), *[(p[owner], p[owner]) for p in parameters]]
+            found = self.relaxation(given, rounding)
+            one, two = found.lower[0], found.upper[0]
+            return (one.slopes[0][0], one.offset[0]), (two.slopes[0][0], two.offset[0])
+
+        own, count = Own(2 * low.numel()), low.numel()
+        rows = pieces.disjunction(pieces.refined(ends, lines, error), count, own)
+        return block(rows, torch.full((count,), -1), own.joined(), exact=False)
+
     def split_point(self, low: Tensor, high: Tensor) -> Tensor:
         """Of some points the one that leaves the least area between the lines of both parts."""
         left, right = low, high
@@ -229,6 +248,25 @@ class PiecewiseLinear(Univariate):
     @abstractmethod
     def kinks(self) -> tuple[float, ...]:
         """Where the slope changes."""
+
+    def branches(self, like: Tensor, *parameters: Tensor) -> Sequence[tuple[Tensor | float, Tensor | float]]:
+        """Slope and offset of the function between kinks, one more than there are ``kinks``: exact numbers that
+        broadcast with ``like``. What ``exact`` is made of; without them there is no exact form."""
+        return ()
+
+    def exact(self, operands: Sequence[Interval]) -> LinearBlock:
+        """Linear elements are aliases or single rows, a phase for each kink inside: see ``pieces.py``."""
+        (low, high), *rest = operands
+        branches = self.branches(low, *(p[0] for p in rest))
+        if not branches:
+            return super().exact(operands)
+        least, most = self.interval(operands, Rounding.of(torch.float64))
+
+        def flat(value: Tensor | float) -> Tensor:
+            return torch.as_tensor(value, dtype=low.dtype).expand_as(low).flatten()
+
+        numbers = [(flat(slope), flat(offset)) for slope, offset in branches]
+        return pieces.bent_block((flat(low), flat(high)), (flat(least), flat(most)), self.kinks(), numbers)
 
     def valleys(self, slope: Tensor, low: Tensor, high: Tensor, *parameters: Tensor) -> Sequence[Interval]:
         zero = torch.zeros_like(low)

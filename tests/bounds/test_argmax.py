@@ -153,3 +153,46 @@ def test_what_elements_have_in_common_cancels(monkeypatch: pytest.MonkeyPatch) -
     wide = compute_bounds(graph_of("ArgMax", (1, 2), {"axis": 1}, matrix), box, Crown())
     assert wide.lower.flatten().tolist() == [0.0, 0.0]
     assert wide.upper.flatten().tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("op", [Greatest(False), Leading(4, True)], ids=str)
+def test_exact_blocks(op: Place) -> None:
+    """On whole numbers, which often tie: the rows leave every place of a greatest element, and no other (of those
+    that win ties somewhere in the box)."""
+    rng = np.random.default_rng(3)
+    low = torch.from_numpy(rng.integers(-2, 2, (1, 40, 4))).double()
+    high = low + torch.from_numpy(rng.integers(0, 4, low.shape)).double()
+    one, two = (torch.tensor(side) for side in zip(*pairs(4), strict=True))
+    apart = isinstance(op, Leading)
+    operand = (low[..., two] - high[..., one], high[..., two] - low[..., one]) if apart else (low, high)
+    block = op.exact([operand])
+    least, most = (end[0] for end in op.interval([operand], None))
+    unsettled = (least < most).nonzero().flatten()
+    count, own = operand[0].numel(), operand[0].numel() + 40
+    choices = block.integer.nonzero().flatten().reshape(-1, 4)
+    tops = (~block.integer).nonzero().flatten()
+    assert choices.shape[0] == unsettled.shape[0] > 20
+    for _ in range(40):
+        x = low[0] + torch.floor(torch.from_numpy(rng.uniform(0, 1, (40, 4))) * (high - low + 1)[0])
+        values = torch.zeros(own + block.integer.shape[0], dtype=torch.float64)
+        values[:count] = (x[:, two] - x[:, one] if apart else x).flatten()
+        greatest = x.amax(1)
+        values[own + tops] = greatest[unsettled][: tops.shape[0]]
+        for place in range(4):
+            values[own:][choices.flatten()] = torch.eye(4).double()[place].repeat(choices.shape[0])
+            values[count + unsettled] = float(place)
+            sums = torch.zeros_like(block.lower).index_add_(0, block.row, block.value * values[block.column])
+            broken = (sums < block.lower) | (sums > block.upper)
+            hold = torch.ones(40, dtype=torch.bool)
+            for r in broken.nonzero().flatten().tolist():
+                columns = block.column[block.row == r]
+                phase = int(columns[columns >= own][0]) - own
+                hold[unsettled[_row_of(choices, tops, phase)]] = False
+            allowed = block.own_upper[choices[:, place]] > 0
+            assert torch.equal(hold[unsettled] & allowed, (x[:, place] == greatest)[unsettled] & allowed)
+
+
+def _row_of(choices: Tensor, tops: Tensor, column: int) -> int:
+    """Which unsettled result an own column belongs to."""
+    inside = (choices == column).any(1) if bool((choices == column).any()) else tops == column
+    return int(inside.nonzero().flatten()[0])
