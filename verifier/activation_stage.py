@@ -35,7 +35,7 @@ class _Begun:
 
 def split_activations(run: Run, saved: Saved | None) -> Verdict:
     """Decide a query box by box, from its beginning or from a checkpoint."""
-    waiting = _screened(run) if saved is None else Waiting.restored(saved, run.exact.device)
+    waiting = screened(run) if saved is None else Waiting.restored(saved, run.exact.device)
     while waiting is not None and waiting.at < len(waiting.tasks):
         state = _split_task(run, waiting, saved)
         if run.expired() and not (state.finished and not state.stuck.size):
@@ -47,7 +47,7 @@ def split_activations(run: Run, saved: Saved | None) -> Verdict:
     return run.undecided(f"{stuck} subproblems stay open with nothing left to split") if stuck else run.verified()
 
 
-def _screened(run: Run) -> Waiting | None:
+def screened(run: Run) -> Waiting | None:
     """The tasks that bounds alone leave open; None where the time is up."""
     run.enter("root bounds")
     problem = run.problem

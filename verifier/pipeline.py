@@ -132,6 +132,10 @@ def _stages(run: Run, saved: Saved | None) -> Verdict:
         return run.undecided(
             "a clause without literals holds everywhere, but onnxruntime confirmed no point of its box"
         )
+    if run.strategy.programs is not None:
+        from verifier.exact.stage import settle_programs  # the solver takes its time to load
+
+        return settle_programs(run, run.strategy.programs)
     if run.strategy.split_inputs:
         return _split_inputs(run, saved)
     return split_activations(run, saved)

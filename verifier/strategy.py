@@ -111,11 +111,19 @@ class AscentPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class ProgramPlan:
+    """Mixed-integer programs in place of splits. ``steps`` of ascent for each neuron whose bounds enter a program."""
+
+    steps: int = 20
+
+
+@dataclass(frozen=True, slots=True)
 class Strategy:
     """How a query is worked on: the first attack, a longer one where activation splits do not decide within
     ``attack_after`` seconds (``attack_rounds`` times the first, but at most ``attack_seconds`` and ``attack_share`` of
     the time left), short ones ``beside`` every search, and one plan for each kind of search. ``split_inputs`` chooses
-    between them. ``choices``: what the features decided, each with its reason."""
+    between them; ``programs`` takes the place of both (None: not used). ``choices``: what the features decided, each
+    with its reason."""
 
     split_inputs: bool
     attack: AttackPlan = field(default_factory=AttackPlan)
@@ -126,6 +134,7 @@ class Strategy:
     beside: BesidePlan = field(default_factory=BesidePlan)
     input_split: SplitPlan = field(default_factory=SplitPlan)
     activation_split: AscentPlan = field(default_factory=AscentPlan)
+    programs: ProgramPlan | None = None
     choices: tuple[Choice, ...] = ()
 
 

@@ -24,8 +24,9 @@ from verifier.record import boxes
 from verifier.record.box_walk import BoxWalk
 from verifier.record.frames import Frame, RecordError, read_frames
 from verifier.record.packing import unpacked, whole
+from verifier.record.program_walk import ProgramWalk
 from verifier.record.report import Checks, Report
-from verifier.record.split_walk import SplitWalk
+from verifier.record.split_walk import MOST_STEPS, SplitWalk
 from verifier.record.writer import FORMAT, question
 from verifier.strategy import SplitPlan
 
@@ -74,6 +75,18 @@ class _Outline:
         return value
 
 
+    def program_steps(self) -> int | None:
+        """Steps of ascent behind the programs of the run; None where it had none. Raises ``RecordError``."""
+        strategy: Any = self.about.get("strategy")
+        plan = strategy.get("programs") if isinstance(strategy, dict) else None
+        if plan is None:
+            return None
+        steps = plan.get("steps") if isinstance(plan, dict) else None
+        if not isinstance(steps, int) or not 0 <= steps <= MOST_STEPS:
+            raise RecordError(f"programs after other than 0 to {MOST_STEPS} steps of ascent")
+        return steps
+
+
 def _outline(path: Path) -> _Outline:
     """Raises ``RecordError`` where the file is damaged, or has no end."""
     frames = read_frames(path)
@@ -109,6 +122,10 @@ def _same_question(query: Query, about: Mapping[str, Any]) -> None:
 
 def _walk(query: Query, path: Path, outline: _Outline, checks: Checks, memory: int) -> None:
     problem, exact = Problem.of(query), prepare(query.graph, torch.float64, rounding=Rounding.of(torch.float64))
+    steps = outline.program_steps()
+    if steps is not None:
+        _walk_programs(ProgramWalk(problem, exact, steps, checks), path)
+        return
     if not outline.flag("split_inputs"):
         _walk_splits(SplitWalk(problem, exact), path, checks)
         return
@@ -122,6 +139,15 @@ def _walk(query: Query, path: Path, outline: _Outline, checks: Checks, memory: i
         walk.step(entry)
     if walk.waiting.size:
         checks.fail(f"{walk.waiting.size} boxes are left open")
+
+
+def _walk_programs(walk: ProgramWalk, path: Path) -> None:
+    for entry in _entries(path):
+        try:
+            walk.step(entry.kind, entry.arrays)
+        except ValueError as error:
+            raise RecordError(str(error)) from None
+    walk.finish()
 
 
 def _walk_splits(walk: SplitWalk, path: Path, checks: Checks) -> None:

@@ -209,6 +209,7 @@ def about(query: Query, strategy: Strategy) -> dict[str, Any]:
             "split_inputs": strategy.split_inputs,
             "input_split": asdict(strategy.input_split),
             "activation_split": asdict(strategy.activation_split),
+            "programs": None if strategy.programs is None else asdict(strategy.programs),
         },
     }
 

@@ -1,0 +1,75 @@
+"""Leaves of a program as entries: the splits of integer columns that lead to each, and its multipliers.
+
+    kind "program": task, clause (in the query); depth [K]: how many splits; column, value [E], up [E]: bits, leaf by
+                    leaf from the root; ray [K]: bits; dual [K, R] float64
+
+Any multipliers prove something (``milp.recheck``), so a leaf is decided with them as they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from milp.recheck import Leaf, Split
+from verifier.record.entries import Write
+from verifier.record.packing import bits, unpacked, whole
+
+KIND = "program"
+LEAVES = 64
+"""In one entry."""
+
+
+class Keeping:
+    """Takes leaves one by one and writes some at a time. State: those that wait."""
+
+    def __init__(self, write: Write, task: int, clause: int) -> None:
+        self._write, self._about, self._leaves = write, {"task": task, "clause": clause}, list[Leaf]()
+
+    def add(self, leaf: Leaf) -> None:
+        """One more."""
+        self._leaves.append(leaf)
+        if len(self._leaves) >= LEAVES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._leaves:
+            about = {name: torch.tensor([value]) for name, value in self._about.items()}
+            self._write(KIND, about | arrays_of(self._leaves))
+            self._leaves = []
+
+
+def arrays_of(leaves: list[Leaf]) -> dict[str, Tensor]:
+    """The arrays of some leaves of one program."""
+    splits = [split for leaf in leaves for split in leaf.splits]
+    return {
+        "depth": torch.tensor([len(leaf.splits) for leaf in leaves], dtype=torch.int32),
+        "column": torch.tensor([split.column for split in splits], dtype=torch.int32),
+        "value": torch.tensor([split.value for split in splits], dtype=torch.int64),
+        "up": bits(torch.tensor([split.up for split in splits], dtype=torch.bool)),
+        "ray": bits(torch.tensor([leaf.ray for leaf in leaves])),
+        "dual": torch.stack([leaf.dual for leaf in leaves]),
+    }
+
+
+def of_arrays(arrays: Mapping[str, Tensor], columns: int, rows: int) -> list[Leaf]:
+    """The leaves of an entry for a program of so many columns and rows. Raises ``ValueError`` (a ``RecordError``) for
+    arrays that do not fit it."""
+    dual = arrays["dual"]
+    if dual.dtype != torch.float64 or dual.ndim != 2 or dual.shape[1] != rows:
+        raise ValueError(f"multipliers of {tuple(dual.shape)} for a program of {rows} rows")
+    depth = whole(arrays["depth"], dual.shape[0], columns + 1).tolist()
+    total = sum(depth)
+    column = whole(arrays["column"], total, columns)
+    value, up, ray = arrays["value"], unpacked(arrays["up"], total), unpacked(arrays["ray"], dual.shape[0])
+    if value.dtype != torch.int64 or value.shape != (total,):
+        raise ValueError("split values that are no whole numbers, one a split")
+    splits = [Split(*split) for split in zip(column.tolist(), value.tolist(), up.tolist(), strict=True)]
+    found, first = list[Leaf](), 0
+    for k, count in enumerate(depth):
+        found.append(Leaf(tuple(splits[first : first + count]), dual[k], bool(ray[k])))
+        first += count
+    return found
