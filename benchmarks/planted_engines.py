@@ -6,6 +6,7 @@ An engine is a function of a query and a budget; to add one, write it and name i
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,13 +16,18 @@ from pathlib import Path
 
 import torch
 
+import bounds
 from bounds.plan import Plan, prepare
 from bounds.rounding import Rounding
+from milp.exact import Goal, Outcome, search
+from milp.simplex import Simplex
 from verifier import checkpoint
 from verifier.branch.activation_split import ActivationSplit
 from verifier.branch.input_split import InputSplit
 from verifier.branch.problem import Problem, S, Search, Step
 from verifier.branch.root import refine, refine_by_splits, screen
+from verifier.errors import InputError, UnsupportedError
+from verifier.exact.programs import EncodedBox, clause_program
 from verifier.query import Query
 from verifier.record.recheck import recheck
 from verifier.record.writer import Recorder, about
@@ -181,6 +187,23 @@ def activation_split_by_score(query: Query, budget: Budget) -> bool:
     return _activations(query, budget, 0, candidates=0)
 
 
+def programs(query: Query, budget: Budget) -> bool:
+    """A mixed-integer program for every clause, each leaf proven from multipliers."""
+    problem, prepared = Problem.of(query), bounds.prepare(query.graph)
+    goal = Goal(threshold=0.0, evaluate=lambda _: math.inf)  # nothing searches for the point
+    for task in [found for _, part in screen(problem, _exact(query)) for found in part.open]:
+        try:
+            encoded = EncodedBox.of(query, prepared, int(problem.box[task.task]))
+        except (UnsupportedError, InputError):
+            return False
+        for clause in problem.clauses[task.task][task.alive].tolist():
+            model = clause_program(encoded, clause).model
+            found = search(model, Simplex(model), goal, nodes=8 * budget.rounds, seconds=budget.seconds)
+            if found.outcome is not Outcome.PROVEN:
+                return False
+    return True
+
+
 ENGINES: Mapping[str, Engine] = {
     f.__name__: f
     for f in (
@@ -198,5 +221,6 @@ ENGINES: Mapping[str, Engine] = {
         activation_split_half_spaces,
         activation_split_by_score,
         activation_split_resumed,
+        programs,
     )
 }

@@ -26,6 +26,7 @@ ENGINES = (
     "activation_split_half_spaces",
     "activation_split_by_score",
     "activation_split_resumed",
+    "programs",
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
