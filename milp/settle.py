@@ -68,7 +68,8 @@ def settle(
     """
     seconds, watch = effort.seconds, effort.watch
     start = time.monotonic()
-    work, claim = Search(model, Simplex(model), goal), None
+    until = math.inf if seconds is None else start + seconds
+    work, claim = Search(model, Simplex(model), goal, until=until), None
     state = replace(work.start(), value=best)
     if effort.runner is not None:
         limit = None if seconds is None else seconds * SOLVER_SHARE
@@ -77,7 +78,7 @@ def settle(
     claimed = -math.inf if claim is None or claim.status is Status.FAILED else claim.bound
     spoke = time.monotonic()
     while not (work.finished(state) or goal.closes(known, state.value)):
-        if seconds is not None and time.monotonic() - start >= seconds:
+        if time.monotonic() >= until:
             break
         state = work.step(state)
         if watch is not None and time.monotonic() - spoke >= INTERVAL:

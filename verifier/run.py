@@ -82,10 +82,6 @@ class Run:
         """Whether the deadline is over."""
         return time.monotonic() >= self.deadline
 
-    def left(self) -> float | None:
-        """Seconds until the deadline (at least 0); None where there is none."""
-        return None if math.isinf(self.deadline) else max(0.0, self.deadline - time.monotonic())
-
     def share(self, of: float) -> float:
         """When a share of the time left is over."""
         now = time.monotonic()

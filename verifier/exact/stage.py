@@ -15,8 +15,6 @@ from torch import Tensor
 from bounds import Alpha
 from bounds import prepare as prepare_graph
 from milp.exact import Goal, Outcome, Search
-from milp.highs import Limits
-from milp.model import Solution
 from milp.simplex import Simplex
 from verifier.activation_stage import screened
 from verifier.exact.programs import EncodedBox, clause_program
@@ -56,7 +54,8 @@ def _settle(run: Run, encoded: EncodedBox, task: int, clause: int) -> Outcome:
     program = clause_program(encoded, clause)
     keep = None if run.write is None else entries.Keeping(run.write, task, clause)
     goal = Goal(threshold=0.0, evaluate=_replaying(run, program.model.columns[encoded.graph.inputs[0]], encoded.number))
-    search = Search(program.model, _Hurried(Simplex(program.model), run), goal, None if keep is None else keep.add)
+    add = None if keep is None else keep.add
+    search = Search(program.model, Simplex(program.model), goal, add, run.deadline)
     state, before = search.start(), run.refuted
     while not search.finished(state):
         state = search.step(state)
@@ -70,17 +69,6 @@ def _settle(run: Run, encoded: EncodedBox, task: int, clause: int) -> Outcome:
         if keep is not None:
             keep.flush()
     return answer.outcome
-
-
-class _Hurried:
-    """The relaxation, solved within the run's deadline."""
-
-    def __init__(self, relaxation: Simplex, run: Run) -> None:
-        self._relaxation, self._run = relaxation, run
-
-    def solve(self, lower: Tensor, upper: Tensor) -> Solution:
-        """As ``Simplex.solve``."""
-        return self._relaxation.solve(lower, upper, limits=Limits(self._run.left()))
 
 
 def _replaying(run: Run, columns: Tensor, box: int) -> Callable[[Tensor], float]:
