@@ -5,7 +5,9 @@
 
 The witness gives X_0, X_1, ...; onnxruntime computes Y; every assertion of the VNN-LIB 1.0 property is then evaluated
 in fractions. A literal between one input and a number that the model's type cannot represent counts as met by the two
-neighbouring numbers of that type; how often that was needed is printed. Exit code 1 where an assertion fails.
+neighbouring numbers of that type; how often that was needed is printed. BENCHMARKS holds the benchmarks'
+folders, WITNESSES is the folder of ``--witness-dir``. Exit code 1 where an assertion fails or a counterexample is
+missing, 2 where something else cannot be read.
 """
 
 from __future__ import annotations
@@ -118,12 +120,28 @@ def rows(table: Path, benchmarks: Path, witnesses: Path) -> list[tuple[Path, Pat
 
 def main() -> None:
     """Check one counterexample or all of a table."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     if len(sys.argv) != 4:
-        sys.exit(__doc__)
-    first, second, third = map(Path, sys.argv[1:])
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
+    try:
+        _check_all(*map(Path, sys.argv[1:]))
+    except OSError as error:
+        print(f"check_witness: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _check_all(first: Path, second: Path, third: Path) -> None:
+    """Exits with 1 where one is wrong or missing."""
     triples = rows(first, second, third) if first.suffix == ".csv" else [(first, second, third)]
     wrong = neighbouring = 0
     for triple in triples:
+        if not triple[2].is_file():
+            print(f"{triple[2]}: there is no counterexample")
+            wrong += 1
+            continue
         failed, widened = check(*triple)
         wrong += failed > 0
         neighbouring += widened > 0

@@ -4,7 +4,8 @@
 
 RESULTS.csv and RECORD_DIR come from ``verifier bench INSTANCES --out RESULTS.csv --record-dir RECORD_DIR``. What is
 done is written to a table (default: ``recheck.csv`` in RECORD_DIR) that another call goes on with; a record that has
-changed since is looked at again. Exit code 1 where anything failed, a record that is missing included.
+changed since is looked at again. Exit code 1 where anything failed, a record that is missing included; 2 where the
+table, the instances or the folder of records cannot be read.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from verifier.bench import evidence_file
+from verifier.errors import InputError
 from verifier.instances import Instance, Row, Table, read_instances
 
 COLUMNS = ("benchmark", "instances", "leaves", "re-proved", "failed", "bytes/leaf", "s/leaf", "recheck s", "run s")
+Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +117,44 @@ def table(lines: list[Line]) -> Iterator[str]:
         ))  # fmt: skip
 
 
+def parse() -> argparse.Namespace:
+    """The options."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(prog="python -P -m benchmarks.recheck", description=summary, epilog=rest,
+                                     allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, metavar="RESULTS.csv", help="the table of ``verifier bench``")
+    parser.add_argument("instances", type=Path, metavar="INSTANCES", help="the list or folder that it was made from")
+    parser.add_argument("records", type=Path, metavar="RECORD_DIR", help="the folder of its records")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at once (default: 1)")
+    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="default: recheck.csv in RECORD_DIR")
+    return parser.parse_args()
+
+
+def asked(options: argparse.Namespace) -> tuple[dict[Key, Row], dict[Key, Instance]]:
+    """The unsat rows of the table, and their instances. Raises ``InputError``, ``OSError``."""
+    for path, there, kind in ((options.results, options.results.is_file(), "file"),
+                              (options.records, options.records.is_dir(), "folder")):
+        if not there:
+            raise InputError(f"{path}: no such {kind}")
+    table = Table(options.results, resume=True)
+    table.close()
+    rows = {row.key: row for row in table.rows if row.result == "unsat"}
+    return rows, {i.key: i for i in read_instances([options.instances]) if i.key in rows}
+
+
 def main() -> int:
     """Look at what is left to look at; print the table; the exit code."""
     if sys.argv[1:2] == ["--one"]:
         *networks, vnnlib, record = sys.argv[2:]
         print(json.dumps(one(networks, vnnlib, record)))
         return 0
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("results", type=Path)
-    parser.add_argument("instances", type=Path)
-    parser.add_argument("records", type=Path)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parse()
+    try:
+        rows, instances = asked(options)
+    except (InputError, OSError) as error:
+        print(f"recheck: {error}", file=sys.stderr)
+        return 2
     out = options.out or options.records / "recheck.csv"
-    rows = {row.key: row for row in Table(options.results, resume=True).rows if row.result == "unsat"}
-    instances = {i.key: i for i in read_instances([options.instances]) if i.key in rows}
     done = known(out, options.records)
     done = {key: line for key, line in done.items() if key in instances and line.proved}
     left = [i for key, i in instances.items() if key not in done]

@@ -94,7 +94,18 @@ def test_all_of_a_table_from_the_command_line(checkout: Path, instance: Path, va
     table = "\n".join(rows)
     (instance / "results.csv").write_text(table, encoding="utf-8")
     script = checkout / "benchmarks" / "check_witness.py"
-    command = [sys.executable, str(script), "results.csv", "benchmarks", "witnesses"]
-    done = subprocess.run(command, cwd=instance, capture_output=True, text=True, timeout=60)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(script), *arguments]
+        return subprocess.run(command, cwd=instance, capture_output=True, text=True, timeout=60)
+
+    done = run("results.csv", "benchmarks", "witnesses")
     assert (done.returncode, done.stderr) == (code, "")
     assert f"1 counterexamples checked, {code} wrong, 1 with inputs" in done.stdout
+    if not code:
+        none = run("results.csv", "benchmarks", "nowhere")
+        assert none.returncode == 1 and "model_prop.counterexample: there is no counterexample" in none.stdout
+        for wrong in (("missing.csv", "benchmarks", "witnesses"), ("results.csv", "nowhere", "witnesses")):
+            done = run(*wrong)
+            assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No such file" in done.stderr
+        assert run("--help").returncode == 0 and run("one").returncode == 2

@@ -61,7 +61,7 @@ def _read_npy(path: Path, max_bytes: int) -> np.ndarray:
         raise InputError(f"{path}: more than {max_bytes} bytes; raise the limit with --max-bytes")
     try:
         # A mapping fails where the header promises more than the file holds, before anything is allocated.
-        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+        return np.array(np.lib.format.open_memmap(path, mode="r"))
     except _UNREADABLE as error:
         raise InputError(f"{path}: not a .npy file of numbers: {error}") from error
 

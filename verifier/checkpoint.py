@@ -10,6 +10,7 @@ they stand, so that a checkpoint is trusted like the program itself, and is no e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -110,8 +111,10 @@ class Saver:
         try:
             write(self.path, self.identity, {name: values.numpy(force=True) for name, values in state.items()})
         except OSError as error:
-            self.notes += (f"no checkpoint: {error}",)
-            _LOG.warning("%s: no checkpoint: %s", self.path, error)
+            note = f"no checkpoint could be written to {self.path}: {error.strerror or error}"
+            if note not in self.notes:
+                self.notes += (note,)
+            _LOG.warning("%s", note)
             self.due = float("inf")
             return
         now = time.monotonic()
@@ -123,20 +126,30 @@ class Saver:
 
 
 def write(path: Path, made_for: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> None:
-    """Write a file in one step. Raises ``OSError``."""
+    """Write a file in one step; where that fails nothing is left behind. Raises ``OSError``."""
     header = {"format": FORMAT, "identity": dict(made_for), "sha256": _digest(made_for, state)}
     text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     draft = path.with_name(path.name + ".part")
-    with open(draft, "wb") as file:
-        np.savez(file, header=text, **{f"state/{name}": values for name, values in state.items()})  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    try:
+        with open(draft, "wb") as file:
+            np.savez(file, header=text, **{f"state/{name}": values for name, values in state.items()})  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and arrays of a file. Raises ``InputError`` where it is none, is of another format, or is damaged."""
-    found = arrays.read_npz(path, MAX_BYTES)
+    if path.exists() and not path.is_file():
+        raise InputError(f"checkpoint {path}: something else than a file is there: name another")
+    try:
+        found = arrays.read_npz(path, MAX_BYTES)
+    except InputError as error:
+        raise InputError(f"{error}: no checkpoint; name another file, or remove it to start anew") from error
     try:
         header = json.loads(bytes(found["header"]))
         version, made_for, digest = header["format"], dict(header["identity"]), header["sha256"]

@@ -40,7 +40,7 @@ def write_witness(found: Counterexample, query: Query, folder: str | None) -> st
 
     if folder is None:
         return format_witness(query.specification, found)
-    Path(folder).mkdir(exist_ok=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     write_assignments(query.specification, found, folder)
     return ""
 

@@ -126,7 +126,7 @@ def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == damaged
     for content in (damaged[: len(damaged) // 2], b"no archive"):
         path.write_bytes(content)
-        with pytest.raises(verifier.InputError, match=r"not an \.npz file"):
+        with pytest.raises(verifier.InputError, match=r"not an \.npz file.*name another file, or remove it"):
             verifier.verify(query, checkpoint=path)
         assert path.read_bytes() == content
     np.savez(path, x=np.zeros(3))
@@ -134,6 +134,8 @@ def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path) -> None:
         verifier.verify(query, checkpoint=path)
     with pytest.raises(verifier.InputError, match="does not exist"):
         verifier.verify(query, checkpoint=tmp_path / "nowhere" / "state.npz")
+    with pytest.raises(verifier.InputError, match="something else than a file"):
+        verifier.verify(query, checkpoint=tmp_path)
 
 
 @pytest.mark.usefixtures("always")
@@ -161,7 +163,21 @@ def test_no_time_leaves_the_file_as_it_was_and_trouble_in_writing_is_told(
     monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
     monkeypatch.setattr(checkpoint, "write", full)
     verdict = verifier.verify(of_many_inputs(), checkpoint=tmp_path / "state.npz")
-    assert verdict.word == "unsat" and verdict.notes[-1] == "no checkpoint: no space left"
+    assert verdict.word == "unsat" and sum("no checkpoint" in note for note in verdict.notes) == 1
+    assert verdict.notes[-1] == f"no checkpoint could be written to {tmp_path / 'state.npz'}: no space left"
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written of the new file would keep the disk full; the old file stays."""
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    path = tmp_path / "state.npz"
+    path.write_bytes(b"older")
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        checkpoint.write(path, {}, {"x": np.zeros(3)})
+    assert [p.name for p in tmp_path.iterdir()] == ["state.npz"] and path.read_bytes() == b"older"
 
 
 @pytest.mark.usefixtures("always")

@@ -30,30 +30,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> int:
     """Answer the two instant questions, start the worker that ``verify`` will need, parse, run."""
     from verifier import __version__
-
-    if arguments == ["--version"]:
-        print(__version__)
-        return 0
-    if arguments == ["--name"]:
-        print("nn-verifier")
-        return 0
     from verifier.errors import VerifierError
 
     try:
+        if arguments in (["--version"], ["--name"]):
+            print(__version__ if arguments == ["--version"] else "nn-verifier", flush=True)
+            return 0
         return _command(arguments)
     except VerifierError as error:
         return _complain("error", error, error.exit_code)
     except BrokenPipeError:
         raise
     except OSError as error:
-        return _complain("error", error, 2)
+        where = "" if error.filename is None else f"{error.filename}: "
+        return _complain("error", f"{where}{error.strerror or error}", 2)
     except Exception as error:
         if {"-v", "--verbose"} & set(arguments):
             raise
         return _complain(f"internal error: {type(error).__name__}", error, 4)
 
 
-def _complain(label: str, error: Exception, exit_code: int) -> int:
+def _complain(label: str, error: Exception | str, exit_code: int) -> int:
     """One line on stderr; the exit code."""
     print(f"verifier: {label}: {' '.join(str(error).split())}", file=sys.stderr)
     return exit_code

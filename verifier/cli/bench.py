@@ -57,12 +57,9 @@ def run(arguments: argparse.Namespace, command: Command | None = None) -> int:
     from verifier.instances import Table, read_instances
 
     instances = read_instances(arguments.sources)
-    options.output_file(arguments.out, "--out")
-    options.output_file(arguments.json, "--json")
-    if arguments.witness_dir is not None and arguments.witness_dir.is_file():
-        raise InputError(f"--witness-dir {arguments.witness_dir}: is a file")
-    if arguments.record_dir is not None and arguments.record_dir.is_file():
-        raise InputError(f"--record-dir {arguments.record_dir}: is a file")
+    options.output_files({"--out": arguments.out, "--json": arguments.json}, arguments.sources)
+    options.output_folder(arguments.witness_dir, "--witness-dir")
+    options.output_folder(arguments.record_dir, "--record-dir")
     plan = Plan(
         timeout=arguments.timeout,
         jobs=arguments.jobs,
@@ -103,8 +100,8 @@ def _fill(table: Table, pool: Pool, arguments: argparse.Namespace) -> bool:
     with Display(choose_mode(arguments.quiet)) as display:
         try:
             for done in results:
+                _keep_witness(done, arguments.witness_dir)  # before its row: --resume would not come back for it
                 table.append(done.row)
-                _keep_witness(done, arguments.witness_dir)
                 if done.row.wrong:
                     row = done.row
                     print(f"verifier: WRONG: {' '.join(row.key)}: {row.result}, expected {row.expected}",
@@ -128,8 +125,11 @@ def _keep_witness(done: Done, folder: Path | None) -> None:
     from verifier.bench import evidence_file
 
     path = evidence_file(folder, done.row.key, "counterexample")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{done.row.result}\n{done.witness.rstrip()}\n", encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{done.row.result}\n{done.witness.rstrip()}\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--witness-dir {folder}: {path}: {error.strerror}; --resume goes on from there") from error
 
 
 def _close(table: Table, arguments: argparse.Namespace, interrupted: bool) -> int:

@@ -99,8 +99,9 @@ def _files(arguments: argparse.Namespace) -> tuple[str | dict[str, str], str, Pa
     out = Path(files[-1])
     if out.suffix.lower() not in _ENDINGS:
         raise InputError(f"{out}: the last file is written, and its ending says how: .lp or .mps")
-    options.output_file(out, "the file to write")
-    return (named_networks(arguments.network) if arguments.network else files[0]), files[-2], out
+    networks = named_networks(arguments.network)
+    options.output_files({"the file to write": out}, (*files[:-1], *networks.values()))
+    return networks or files[0], files[-2], out
 
 
 def _check(arguments: argparse.Namespace, query: Query, out: Path) -> None:

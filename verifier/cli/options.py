@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -125,10 +126,27 @@ def device(text: str) -> str:
     return text
 
 
-def output_file(path: Path | None, option: str) -> None:
-    """Raise ``InputError`` now, not after the work, where a file could not be written."""
-    if path is None or str(path) == "-":
-        return
+def output_files(named: Mapping[str, Path | None], read: Iterable[str | Path | None]) -> None:
+    """Raise ``InputError`` now, not after the work, where a file could not be written, where it is one of those that
+    are ``read``, and where two options name one file."""
+    taken = {Path(path).resolve(): "is read as well" for path in read if path is not None}
+    for option, path in named.items():
+        if path is None or str(path) == "-":
+            continue
+        _output_file(path, option)
+        place = path.resolve()
+        if place in taken:
+            raise InputError(f"{option} {path}: {taken[place]}; name another file")
+        taken[place] = f"is named by {option} as well"
+
+
+def output_folder(path: Path | None, option: str) -> None:
+    """Raise ``InputError`` where a folder cannot be, or be made."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise InputError(f"{option} {path}: is a file; name a folder")
+
+
+def _output_file(path: Path, option: str) -> None:
     if path.is_dir():
         raise InputError(f"{option} {path}: is a folder; name a file")
     if not path.absolute().parent.is_dir():

@@ -59,8 +59,8 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Bound, write, print; the exit code."""
     _check(arguments)
-    options.output_file(arguments.output, "--output")
-    options.output_file(arguments.json, "--json")
+    read = arguments.model, arguments.input, arguments.data, arguments.box
+    options.output_files({"--output": arguments.output, "--json": arguments.json}, read)
     start = limits.now()
     network = _network(arguments)
     region = _region(arguments, network)

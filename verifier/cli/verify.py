@@ -60,9 +60,9 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace, session: Session | None = None) -> int:
     """Ask the worker of ``session``, print the answer; the exit code."""
     task = build_task(arguments)
-    options.output_file(arguments.json, "--json")
-    options.output_file(arguments.record, "--record")
-    options.output_file(arguments.checkpoint, "--checkpoint")
+    written = {"--json": arguments.json, "--record": arguments.record, "--checkpoint": arguments.checkpoint}
+    options.output_files(written, _read(task))
+    options.output_folder(arguments.assignments, "--serialise-assignments")
     if arguments.explain and arguments.quiet:
         raise InputError("--explain and --quiet contradict each other: give one of them")
     session = session or Session(echo=arguments.verbose)
@@ -149,6 +149,11 @@ def named_networks(named: list[str]) -> dict[str, str]:
             raise InputError(f"--network {name}: named twice")
         networks[name] = path
     return networks
+
+
+def _read(task: Message) -> list[str | None]:
+    """The files that a task is read from."""
+    return [*task["networks"].values(), *(task.get(key) for key in ("property", "input", "box"))]
 
 
 def _absolute(path: Path | None) -> str | None:

@@ -75,7 +75,8 @@ class Recorder:
     def __init__(self, path: str | Path, about: Mapping[str, Any], mark: Mark | None = None) -> None:
         """A new file; with a ``mark`` the one that is there, from the mark on.
 
-        Raises ``InputError`` where the file cannot be written, ``RecordError`` where the mark is not of this file."""
+        Raises ``InputError`` where the file cannot be written or is there and no record (it would be lost),
+        ``RecordError`` where the mark is not of this file."""
         self.path = Path(path)
         self.failure = ""
         self.entries = 0 if mark is None else mark.entries
@@ -83,6 +84,7 @@ class Recorder:
         if mark is not None:
             _check(self.path, about, mark)
         try:
+            _spare(self.path)
             stream: IO[bytes] = open(self.path, "wb" if mark is None else "r+b")  # noqa: SIM115 - closed at the end
             self.stream = _Hashed(stream) if mark is None else _continued(stream, mark)
         except OSError as error:
@@ -168,6 +170,17 @@ class Recorder:
             write_frame(self.stream, frame)
         except OSError as error:
             self.fail(str(error))
+
+
+def _spare(path: Path) -> None:
+    """Raises ``InputError`` where something is there that is no record: it would be written over, then removed."""
+    if not path.exists():
+        return
+    if path.is_file():
+        with open(path, "rb") as stream:
+            if MAGIC.startswith(stream.read(len(MAGIC))):
+                return
+    raise InputError(f"record {path}: something else is there, not a record: name another file")
 
 
 def _check(path: Path, about: Mapping[str, Any], mark: Mark) -> None:

@@ -155,6 +155,19 @@ def test_counterexamples_are_written(fake_worker: list[str], tmp_path: Path) -> 
     assert written.read_text() == "sat\n((X_0 0.5)\n(Y_0 -1.25))\n"
 
 
+def test_a_counterexample_that_cannot_be_written_is_come_back_for(fake_worker: list[str], tmp_path: Path) -> None:
+    folder, out = benchmark(tmp_path / "mine", {"sat": "sat"}), tmp_path / "out.csv"
+    found = tmp_path / "found"
+    found.mkdir()
+    (found / "mine").touch()
+    with pytest.raises(InputError, match="--witness-dir .*net_sat.counterexample: .*--resume"):
+        run(fake_worker, folder, "--out", out, "--witness-dir", found)
+    assert rows_of(out) == []
+    (found / "mine").unlink()
+    assert run(fake_worker, folder, "--out", out, "--witness-dir", found, "--resume") == 0
+    assert len(rows_of(out)) == 1 and (found / "mine" / "net_sat.counterexample").is_file()
+
+
 def test_workers_that_do_not_start_are_our_fault(tmp_path: Path) -> None:
     instances = read_instances([benchmark(tmp_path / "mine", {"sat": ""})])
     pool = bench.Pool(instances, bench.Plan(command=["false"]))

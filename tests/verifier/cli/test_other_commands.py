@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -21,6 +22,14 @@ def test_version_and_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0 and main(["--name"]) == 0
     version, name = capsys.readouterr().out.splitlines()
     assert version == verifier.__version__ and re.fullmatch(r"\d+\.\d+\.\d+", version) and name == "nn-verifier"
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full")
+def test_a_full_output_is_told_in_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "verifier", "--version"], stdout=full, stderr=subprocess.PIPE,
+                              text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "verifier: error: No space left on device\n")
 
 
 def test_our_own_packages_lie_beside_us() -> None:

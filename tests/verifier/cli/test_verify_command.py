@@ -60,6 +60,23 @@ def test_errors_leave_stdout_empty(ask: Ask, kind: str, code: int, capsys: pytes
     assert out == "" and err.count("\n") == 1 and f"{kind} trouble" in err
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--record", "model.onnx"), "--record model.onnx: is read as well"),
+        (("--json", "{property}"), "--json .*: is read as well"),
+        (("--record", "one", "--checkpoint", "./one"), "--checkpoint one: is named by --record as well"),
+        (("--assignments", "{property}"), "is a file; name a folder"),
+        (("--json", "nowhere/x.json"), "nowhere does not exist"),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_the_work(
+    ask: Ask, tmp_path: Path, given: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        ask("sat", *(option.format(property=tmp_path / "sat.vnnlib") for option in given))
+
+
 def test_traceback_only_with_verbose(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
     ask("internal", "-v")
     assert "TRACE" in capsys.readouterr().err

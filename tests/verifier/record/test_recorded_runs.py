@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -78,11 +79,25 @@ def test_unsat_leaves_a_record_and_sat_does_not(model: Path, tmp_path: Path) -> 
     assert not record.exists()
 
 
+@pytest.mark.parametrize("kind", ["file", "folder", "part of a record"])
+def test_what_is_no_record_is_not_written_over(model: Path, tmp_path: Path, kind: str) -> None:
+    """A model named by mistake must outlive the run; what a killed run left may go."""
+    query, path = verifier.read(model, asked(model, f"{least(model) + 0.1:.3f}")), tmp_path / "r"
+    if kind == "part of a record":
+        path.write_bytes(MAGIC[:3])
+        assert verifier.verify(query, timeout=60, record=path).word == "sat" and not path.exists()
+        return
+    path.write_bytes(b"weights") if kind == "file" else path.mkdir()
+    with pytest.raises(verifier.InputError, match="not a record: name another file"):
+        verifier.verify(query, timeout=60, record=path)
+    assert path.is_dir() if kind == "folder" else path.read_bytes() == b"weights"
+
+
 @pytest.fixture(scope="module")
 def split(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[verifier.Query, Path]:
     """A query that is proved by splits of activations, and its record."""
     query = verifier.read(model, asked(model, f"{least(model) - 2:.3f}"))
-    strategy = replace(choose(features(query)), split_inputs=False)
+    strategy = replace(choose(features(query)), split_inputs=False, attack_after=math.inf)  # never begins anew
     plan = replace(strategy.activation_split, intermediate_steps=2, root_steps=2, steps=2, batch=4)
     path = tmp_path_factory.mktemp("split") / "r"
     verdict = verify(query, timeout=60, strategy=replace(strategy, activation_split=plan), record=path)
@@ -302,3 +317,8 @@ def test_every_unsat_of_a_table(
     record.unlink()
     code, said = again()
     assert code == 1 and "there is no record" in said
+    for place in (1, 2, 3):
+        wrong = [*arguments[:place], str(tmp_path / "nowhere"), *arguments[place + 1 :]]
+        monkeypatch.setattr("sys.argv", wrong)
+        assert program("recheck").main() == 2 and "nowhere: no such" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()
