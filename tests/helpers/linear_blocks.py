@@ -65,14 +65,16 @@ class Part:
         given = dict(zip(self.operands, point, strict=True))
         for choice in self.choices(point):
             least, most = fraction(self.ends[0]), fraction(self.ends[1])
+            values = given | choice  # all others are 0
             for entries, lower, upper, error in self.rows:
-                known = sum((v * (given | choice).get(c, 0) for c, v in entries.items()), Fraction(0))
+                known = sum((entries[c] * v for c, v in values.items() if c in entries), Fraction(0))
                 slope = entries.get(self.result, Fraction(0))
                 low = None if math.isinf(lower) else fraction(lower) - error - known
                 high = None if math.isinf(upper) else fraction(upper) + error - known
                 if slope == 0:
                     if (low is not None and low > 0) or (high is not None and high < 0):
                         least, most = Fraction(1), Fraction(0)
+                        break
                     continue
                 low, high = (low, high) if slope > 0 else (high, low)
                 least = least if low is None else max(least, low / slope)
