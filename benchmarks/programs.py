@@ -1,0 +1,216 @@
+"""What mixed-integer programs cost and gain: encoding, linear programs for single neurons, and queries decided alone.
+
+    python benchmarks/programs.py encode  --instances BENCHMARKS
+    python benchmarks/programs.py tighten --instances BENCHMARKS [--seconds 30]
+    python benchmarks/programs.py decide  --instances BENCHMARKS [--timeout 60] [--only rl_benchmarks ...] [--out F.csv]
+
+``BENCHMARKS`` is a folder of the competition's benchmarks. Seconds are of the processor.
+
+- ``encode``: a network over a box whose neurons have CROWN bounds, as a model (mnist_fc 256x6, cifar10_resnet 2b).
+- ``tighten``: neurons of mnist_fc 256x4 one by one, those first whose bounds the property's worst clause depends on
+  most; after each layer the root bound of the clauses, by a walk over the better bounds.
+- ``decide``: every instance by the exact stage alone (the attack before it included), each leaf re-checked, and each
+  unsat proved again from its record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if not __package__:
+    sys.path[0] = str(ROOT)  # a file beside this one is called like a package
+
+import torch  # noqa: E402
+
+import bounds  # noqa: E402
+import verifier  # noqa: E402
+from bounds import Alpha, Bounds, Box, Crown, Prepared, compute_bounds  # noqa: E402
+from bounds.ops.base import Interval  # noqa: E402
+from milp.encode import encode  # noqa: E402
+from milp.recheck import Prover, lower_bound  # noqa: E402
+from milp.simplex import Simplex  # noqa: E402
+from milp.tighten import tightened  # noqa: E402
+from verifier import pipeline  # noqa: E402
+from verifier.exact.programs import EncodedBox, clause_program  # noqa: E402
+from verifier.instances import Instance, read_instances  # noqa: E402
+from verifier.query import Query  # noqa: E402
+from verifier.record.recheck import recheck  # noqa: E402
+from verifier.strategy import ProgramPlan, choose, features  # noqa: E402
+
+ENCODED = (("mnist_fc", "256x6", "prop_3"), ("cifar10_resnet", "2b", "prop_3"))
+TIGHTENED = ("mnist_fc", "256x4", "prop_6_0.03")
+SMALLEST = ("rl_benchmarks", "safenlp", "reach_prob_density")
+REPEATS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """One instance by programs alone: the word, processor seconds, subproblems, and of an unsat the leaves that were
+    proved again from the record (``proved``: all of them)."""
+
+    benchmark: str
+    onnx: str
+    vnnlib: str
+    result: str
+    expected: str
+    seconds: float
+    subproblems: int = 0
+    leaves: int = 0
+    proved: bool = False
+
+
+def find(instances: Path, benchmark: str, network: str, prop: str) -> Query:
+    """The first instance of a benchmark whose names have these parts."""
+    for instance in read_instances([instances / benchmark]):
+        if network in instance.onnx and prop in instance.vnnlib:
+            return query_of(instance)
+    raise SystemExit(f"{benchmark}: no instance has {network} and {prop} in its names")
+
+
+def query_of(instance: Instance) -> Query:
+    """Read an instance."""
+    return verifier.read(instance.networks[0][1], instance.query)
+
+
+def first_box(query: Query) -> Box:
+    """The query's first box."""
+    return Box(*(torch.from_numpy(end[:1].copy()) for end in (query.cases.lower, query.cases.upper)))
+
+
+def measure_encoding(instances: Path) -> Iterator[str]:
+    """A line for each network."""
+    for benchmark, network, prop in ENCODED:
+        query = find(instances, benchmark, network, prop)
+        prepared, box = bounds.prepare(query.graph), first_box(query)
+        known = compute_bounds(prepared, box, Crown(), keep=prepared.plan.watched)
+        seconds = []
+        for _ in range(REPEATS):
+            start = time.process_time()
+            model = encode(prepared, box, known)
+            seconds.append(time.process_time() - start)
+        size = f"{model.lower.shape[0]} columns ({int(model.integer.sum())} phases), {model.row_lower.shape[0]} rows"
+        range_ = f"{min(seconds):.3f} to {max(seconds):.3f} s"
+        yield f"{benchmark} {network}: {size}, {model.index.shape[0]} entries: {range_}"
+
+
+def measure_tightening(instances: Path, seconds: float) -> Iterator[str]:
+    """A line for each layer: neurons, linear programs, seconds, and the clauses' bound from a linear program."""
+    query = find(instances, *TIGHTENED)
+    prepared, box = bounds.prepare(query.graph), first_box(query)
+    known = compute_bounds(prepared, box, Alpha(), keep=prepared.plan.watched)
+    start = time.process_time()
+    least, weights = root_bound(query, prepared, box, known)
+    yield f"bound {least:.5f} from the ascent's bounds of neurons ({time.process_time() - start:.2f} s)"
+    spent = 0.0
+    for node, order in by_weight(prepared, box, known, weights).items():
+        start = time.process_time()
+        found = tightened(prepared, box, known, {node: order}, seconds=max(0.0, seconds - spent))
+        took = time.process_time() - start
+        spent += took
+        gained = count_tighter(known, found, node)
+        known = replace(known, intervals=found)
+        least, _ = root_bound(query, prepared, box, known)
+        each = 1000 * took / (2 * len(order))
+        share = f"{gained} of {len(order)} neurons tighter"
+        yield f"bound {least:.5f} after node {node}: {share}, {took:.2f} s, {each:.1f} ms an end"
+
+
+def root_bound(query: Query, prepared: Prepared, box: Box, known: Bounds) -> tuple[float, torch.Tensor]:
+    """The least re-checked bound of a clause of the first box by a linear program, and how much each column of that
+    program weighs on it."""
+    model = encode(prepared, box, known)
+    encoded = EncodedBox(query, 0, prepared.plan.graph, model, model.columns[prepared.plan.output])
+    found = []
+    for clause in encoded.clauses:
+        program = clause_program(encoded, clause).model
+        dual = Simplex(program).solve().dual
+        if dual is not None:
+            found.append((lower_bound(program, dual), Prover.of(program).weight(dual)))
+    return min(found, key=lambda pair: pair[0])
+
+
+def by_weight(prepared: Prepared, box: Box, known: Bounds, weights: torch.Tensor) -> dict[int, list[int]]:
+    """By pre-activation, its unstable elements, the one whose phase weighs most on the bound first."""
+    model = encode(prepared, box, known)
+    result = {}
+    for relu in model.node[model.integer].unique().tolist():
+        node = prepared.plan.graph.nodes[relu].inputs[0]
+        low, high = (end.flatten() for end in known.intervals[node])
+        unstable = ((low < 0) & (high > 0)).nonzero().flatten()
+        phases = ((model.node == relu) & model.integer).nonzero().flatten()
+        result[node] = unstable[weights[phases].argsort(descending=True)].tolist()
+    return result
+
+
+def count_tighter(before: Bounds, after: dict[int, Interval], node: int) -> int:
+    """How many elements of a node have a narrower interval."""
+    old, new = before.intervals[node], after[node]
+    return int(((new[0] > old[0]) | (new[1] < old[1])).sum())
+
+
+def measure_decisions(instances: Path, names: list[str], timeout: float) -> Iterator[Decided]:
+    """Every instance of these benchmarks by programs alone."""
+    for instance in read_instances([instances / name for name in names]):
+        query, start = query_of(instance), time.process_time()
+        strategy = replace(choose(features(query)), programs=ProgramPlan())
+        with tempfile.TemporaryDirectory() as folder:
+            record = Path(folder) / "record"
+            verdict = pipeline.verify(query, timeout=timeout, strategy=strategy, record=record)
+            took = time.process_time() - start
+            row = Decided(*instance.key, verdict.word, instance.expected, took)
+            if isinstance(verdict, verifier.Verified):
+                report = recheck(query, record)
+                row = replace(row, subproblems=verdict.subproblems, leaves=report.leaves, proved=report.proved)
+        yield row
+
+
+def main() -> None:
+    """Measure and print."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("encode", "tighten", "decide"))
+    parser.add_argument("--instances", type=Path, required=True, metavar="BENCHMARKS")
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--timeout", type=float, default=60.0)
+    parser.add_argument("--only", nargs="+", default=list(SMALLEST), metavar="BENCHMARK")
+    parser.add_argument("--out", type=Path, metavar="FILE.csv")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.what == "decide":
+        report(measure_decisions(options.instances, options.only, options.timeout), options.out)
+        return
+    lines = measure_encoding(options.instances) if options.what == "encode" else None
+    for line in lines or measure_tightening(options.instances, options.seconds):
+        print(line, flush=True)
+
+
+def report(rows: Iterator[Decided], out: Path | None) -> None:
+    """Rows into the table as they come; at the end what they amount to."""
+    found = []
+    for row in rows:
+        found.append(row)
+        print(", ".join(map(str, astuple(row))), file=sys.stderr, flush=True)
+        if out is not None:
+            with out.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow([field.name for field in fields(Decided)])
+                writer.writerows(map(astuple, found))
+    for name in dict.fromkeys(row.benchmark for row in found):
+        part = [row for row in found if row.benchmark == name]
+        count = {word: sum(row.result == word for row in part) for word in ("sat", "unsat")}
+        proved = sum(row.proved for row in part)
+        wrong = sum({row.result, row.expected} == {"sat", "unsat"} for row in part)
+        seconds = sum(row.seconds for row in part)
+        print(f"{name}: {len(part)} instances, {count}, {proved} unsat proved again, {wrong} wrong, {seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
