@@ -7,7 +7,7 @@ overrun its time limit; ``milp.process`` solves in a process of its own, which c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -83,6 +83,14 @@ class InProcess:
     ) -> Solution:
         """As ``solve``."""
         return solve(model, limits, start=start, watch=watch)
+
+
+def filled(model: Model, columns: Tensor, values: Tensor) -> Tensor | None:
+    """``[C]``: values of all columns, phases too, where ``columns`` ``[K]`` (the inputs) have these values: a point for
+    ``solve`` to begin with. None where the solver finds none."""
+    lower = model.lower.index_copy(0, columns, values)
+    upper = model.upper.index_copy(0, columns, values)
+    return solve(replace(model, lower=lower, upper=upper, cost=torch.zeros_like(model.cost))).x
 
 
 def problem(model: Model) -> Problem:

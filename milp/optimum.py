@@ -16,7 +16,7 @@ from torch import Tensor
 from bounds import Alpha, Box, Graph, compute_bounds, prepare
 from milp.encode import encode, with_cost
 from milp.exact import Goal, Outcome
-from milp.highs import InProcess, Runner
+from milp.highs import InProcess, Runner, filled
 from milp.settle import Effort, Watch, settle
 
 
@@ -47,14 +47,18 @@ def minimum(  # noqa: PLR0913 - the questions that a caller may ask
     *,
     gap: float = 1e-6,
     seconds: float | None = None,
+    envelope: float | None = None,
+    point: Tensor | None = None,
     runner: Runner | None = InProcess(),  # noqa: B008 - a frozen value
     watch: Watch | None = None,
 ) -> Optimum:
     """The minimum of ``row . output`` over one box ``[1, *input shape]``, for a row of the output's shape.
 
     The search ends where the proven bound is within ``gap`` of the least value found, or after ``seconds`` (bounds of
-    the neurons come first and are not interrupted). ``runner`` runs the solver (``milp.process.ProcessRunner``: in a
-    process that can be killed; None: not at all). ``watch`` hears how far it is.
+    the neurons come first and are not interrupted). ``envelope``: how far the envelope of an operator without an exact
+    form may be from it (None: such an operator is an error). ``point`` ``[1, *input shape]``: a point of the box to
+    begin with, such as an attack's best. ``runner`` runs the solver (``milp.process.ProcessRunner``: in a process that
+    can be killed; None: not at all). ``watch`` hears how far it is.
 
     Raises ``ValueError`` where shapes do not fit or a neuron has no finite bounds, ``UnsupportedOperatorError`` for an
     operator without an exact form.
@@ -65,24 +69,32 @@ def minimum(  # noqa: PLR0913 - the questions that a caller may ask
     prepared, box, row = prepare(graph), box.to(torch.float64), row.to(torch.float64)
     bounds = compute_bounds(prepared, box, Alpha(), keep=prepared.plan.watched)
     known = float(compute_bounds(prepared, box, Alpha(), rows=row.unsqueeze(0)).lower)
-    model = with_cost(encode(prepared, box, bounds), prepared.plan.output, row)
+    model = with_cost(encode(prepared, box, bounds, envelope), prepared.plan.output, row)
     inputs = model.columns[prepared.plan.input]
 
-    def point(x: Tensor) -> Tensor:
+    def at(x: Tensor) -> Tensor:
         return x[inputs].reshape(box.lower.shape).clamp(box.lower, box.upper)
 
     def value(x: Tensor) -> float:
-        return float((row * graph.evaluate(point(x))[0]).sum())
+        return float((row * graph.evaluate(at(x))[0]).sum())
 
     effort = Effort(None if seconds is None else seconds - (time.monotonic() - start), runner, watch)
-    found = settle(model, Goal(gap=gap, evaluate=value), effort, known=known)
+    first = None if point is None else filled(model, inputs, _inside(box, point).flatten())
+    found = settle(model, Goal(gap=gap, evaluate=value), effort, known=known, first=first)
     answer = found.answer
     return Optimum(
         answer.value,
-        None if answer.x is None else point(answer.x),
+        None if answer.x is None else at(answer.x),
         answer.bound,
         found.claimed,
         answer.outcome,
         answer.nodes,
         time.monotonic() - start,
     )
+
+
+def _inside(box: Box, point: Tensor) -> Tensor:
+    """A point to begin with, moved into the box. Raises ``ValueError`` for another shape."""
+    if point.shape != box.lower.shape:
+        raise ValueError(f"a point of shape {tuple(point.shape)} for a box of shape {tuple(box.lower.shape)}")
+    return point.to(torch.float64).clamp(box.lower, box.upper)

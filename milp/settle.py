@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from milp.exact import Answer, Goal, Outcome, Search, SearchState
 from milp.highs import InProcess, Limits, Progress, Runner
 from milp.model import Model, Solution, Status
@@ -59,21 +61,29 @@ class Settled:
 
 
 def settle(
-    model: Model, goal: Goal, effort: Effort = Effort(), *, known: float = -math.inf, best: float = math.inf
+    model: Model,
+    goal: Goal,
+    effort: Effort = Effort(),
+    *,
+    known: float = -math.inf,
+    best: float = math.inf,
+    first: Tensor | None = None,
 ) -> Settled:
     """Reach ``goal`` on a model whose minimum is proven to be at least ``known``.
 
-    ``best``: the value of a candidate that is there already (the answer's ``x`` is None where no better one is found).
-    The answer's ``bound`` is at least ``known``.
+    ``best``: the value of a candidate that is there already (the answer's ``x`` is None where no better one is found);
+    ``first`` ``[C]``: a point to begin with (``milp.highs.filled``). The answer's ``bound`` is at least ``known``.
     """
     seconds, watch = effort.seconds, effort.watch
     start = time.monotonic()
     until = math.inf if seconds is None else start + seconds
     work, claim = Search(model, Simplex(model), goal, until=until), None
     state = replace(work.start(), value=best)
+    if first is not None:
+        state = _with_point(state, goal, Solution(Status.LIMIT, float(model.cost @ first), -math.inf, first))
     if effort.runner is not None:
         limit = None if seconds is None else seconds * SOLVER_SHARE
-        claim = effort.runner(model, _limits(goal, limit), watch=_heard(watch, known))
+        claim = effort.runner(model, _limits(goal, limit), start=first, watch=_heard(watch, known))
         state = _with_point(state, goal, claim)
     claimed = -math.inf if claim is None or claim.status is Status.FAILED else claim.bound
     spoke = time.monotonic()

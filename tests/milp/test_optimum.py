@@ -88,6 +88,18 @@ def test_a_limit_leaves_a_proven_bound() -> None:
     assert found.value >= found.bound
 
 
+def test_a_point_to_begin_with_counts() -> None:
+    graph, row = graph_of(network(7, 4, 30, 30, 1)), torch.ones((1, 1))
+    box = Box.around(torch.zeros(1, 4, dtype=torch.float64), 3.0)
+    torch.manual_seed(0)
+    points = box.lower + (box.upper - box.lower) * torch.rand(2_000, 1, 4, dtype=torch.float64)
+    values = graph.evaluate(points)[0].flatten()
+    found = minimum(graph, box, row, point=points[values.argmin()].unsqueeze(0), seconds=1e-9, runner=None)
+    assert found.value == pytest.approx(float(values.min()), abs=1e-6) and found.point is not None
+    with pytest.raises(ValueError, match="a point of shape"):
+        minimum(graph, box, row, point=points)
+
+
 def test_what_the_solver_says_is_passed_on_and_proves_nothing() -> None:
     graph, row = graph_of(network(1, 2, 4, 4, 2)), torch.tensor([[1.0, -1.0]])
     box = Box.around(torch.zeros(1, 2, dtype=torch.float64), 1.5)

@@ -12,7 +12,7 @@ from verifier import limits
 from verifier.cli import options
 from verifier.cli.range import METHODS, method_of
 from verifier.cli.verify import named_networks
-from verifier.errors import InputError
+from verifier.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from verifier.exact.programs import Program
@@ -52,6 +52,13 @@ def add_parser(commands: Any) -> None:
         "--each",
         choices=("box", "clause"),
         help="a file for each box (OUT-box0.lp, ...) or for each clause (OUT-clause0.lp, ...)",
+    )
+    parser.add_argument(
+        "--envelope",
+        type=options.positive,
+        metavar="ERROR",
+        help="enclose operators that have no exact form (Sigmoid, Tanh, ...), with this much between least and "
+        "greatest result where that can be had; the program is an over-approximation then",
     )
     parser.add_argument(
         "--method",
@@ -133,7 +140,11 @@ def _programs(arguments: argparse.Namespace, query: Query, out: Path) -> Iterato
         clauses = range(clauses_of[number], clauses_of[number + 1])
         if not clauses or (arguments.clause is not None and arguments.clause not in clauses):
             continue
-        box = EncodedBox.of(query, prepared, number, method)
+        try:
+            box = EncodedBox.of(query, prepared, number, method, arguments.envelope)
+        except UnsupportedError as error:
+            hint = " (here: --envelope ERROR)" if arguments.envelope is None and "envelope" in str(error) else ""
+            raise UnsupportedError(f"{error}{hint}") from error
         if arguments.clause is not None:
             yield out, clause_program(box, arguments.clause)
         elif arguments.each == "clause":

@@ -58,8 +58,10 @@ class EncodedBox:
         prepared: Prepared,
         number: int,
         method: Method = Crown(),  # noqa: B008 - a frozen value
+        envelope: float | None = None,
     ) -> EncodedBox:
-        """Bound the box and encode it. ``prepared``: the query's graph, for ``semantics="real"``.
+        """Bound the box and encode it. ``prepared``: the query's graph, for ``semantics="real"``; ``envelope``: how
+        loose operators without an exact form may be enclosed (None: they are refused).
 
         Raises ``UnsupportedError`` for an operator without an exact form and for a neuron without finite bounds (both
         are named), ``InputError`` where the box reaches points at which an operator has no value.
@@ -71,7 +73,7 @@ class EncodedBox:
         except DomainError as error:
             raise InputError(str(error)) from error
         try:
-            model = encode(prepared, box, bounds)
+            model = encode(prepared, box, bounds, envelope)
         except (UnsupportedOperatorError, UnboundedError) as error:
             raise UnsupportedError(str(error)) from error
         return EncodedBox(query, number, prepared.plan.graph, model, model.columns[prepared.plan.output])

@@ -103,11 +103,23 @@ def sigmoid_query(folder: Path) -> list[str]:
     return [str(folder / "m.onnx"), str(folder / "p.vnnlib")]
 
 
-def test_an_operator_without_an_exact_form_is_named(tmp_path: Path, capsys: Capture) -> None:
+def test_an_operator_without_an_exact_form_needs_an_envelope(tmp_path: Path, capsys: Capture) -> None:
     given, out = sigmoid_query(tmp_path), tmp_path / "q.lp"
     assert main(["export", *given, str(out)]) == 3
     captured = capsys.readouterr()
-    assert captured.out == "" and "Sigmoid" in captured.err and captured.err.count("\n") == 1 and not out.exists()
+    assert captured.out == "" and "Sigmoid" in captured.err and "node s" in captured.err
+    assert "--envelope ERROR" in captured.err and captured.err.count("\n") == 1 and not out.exists()
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (20000, 2))
+    sampled = (1 / (1 + np.exp(-x @ np.array([[1.0, -2.0], [0.5, 1.0]])))).sum(1).min() - 0.75
+    found = []
+    for error in ("0.5", "0.01"):
+        assert main(["export", *given, str(out), "--envelope", error]) == 0
+        captured = capsys.readouterr()
+        assert captured.err.endswith("; an over-approximation\n")
+        assert "the margin may lie above the minimum" in out.read_text(encoding="ascii")
+        found.append(optimum(out))
+    assert found[0] <= found[1] <= sampled and sampled - found[1] < 0.1
 
 
 def test_a_query_of_two_networks(corpus: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -163,7 +175,7 @@ def test_what_is_wrong_is_named(
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("options", [["--clause", "-1"], ["--clause", "0", "--each", "box"]])
+@pytest.mark.parametrize("options", [["--clause", "-1"], ["--clause", "0", "--each", "box"], ["--envelope", "0"]])
 def test_wrong_options_are_usage_errors(corpus: Path, options: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["export", *files(corpus, "ranking_deep_sat"), "out.lp", *options])

@@ -25,13 +25,8 @@ from verifier.exact.programs import EncodedBox, Program, box_program, clause_pro
 from verifier.query import Query, read
 
 CORPUS = Path(__file__).resolve().parents[2] / "corpus"
-RELU_ONLY = ("line", "plane", "deep", "average", "symbolic", "unbatched")
 with (CORPUS / "instances.csv").open(newline="", encoding="utf-8") as _file:
-    INSTANCES = [
-        (row[0].removesuffix(".onnx"), row[3])
-        for row in csv.reader(_file)
-        if row[0].split("_")[1] in RELU_ONLY and not row[0].startswith("empty")
-    ]
+    INSTANCES = [(row[0].removesuffix(".onnx"), row[3]) for row in csv.reader(_file) if not row[0].startswith("empty")]
 
 
 def encoded(query: Query, number: int = 0) -> EncodedBox:
