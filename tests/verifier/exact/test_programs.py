@@ -54,7 +54,7 @@ def test_minima_agree_with_the_enumerated_verdict(name: str, expected: str, tmp_
         box = encoded(query, number)
         minima = [by_highs(clause_program(box, k), tmp_path / "clause.lp")[0] for k in box.clauses]
         whole, _ = by_highs(box_program(box), tmp_path / "box.mps")
-        assert whole == pytest.approx(min(minima), abs=1e-6)
+        assert whole == pytest.approx(min(minima), abs=3e-6)  # each program's rows hold to the solver's 1e-6
         least = min(least, whole)
     if name.startswith("touching"):
         assert least == pytest.approx(0, abs=1e-6)
