@@ -275,7 +275,7 @@ def test_envelopes(example: Any) -> None:
             if len(part.pieces) < pieces.SEGMENTS // 4 and abs(value) < 1e6:
                 close += 1
                 assert all(abs(end - value) <= error for pair in left for end in pair), (example.name, point)
-    assert close > 40
+    assert close > 10
 
 
 def test_segments_are_as_few_as_the_error_asks() -> None:

@@ -24,9 +24,11 @@ from bounds.constraints import LinearBlock
 
 
 def fraction(number: Any) -> Fraction:
-    """The exact value of a float or an ``mpmath`` number."""
+    """The exact value of a float or an ``mpmath`` number; what is smaller than 2^-3000 counts as that much."""
     if not isinstance(number, mpmath.mpf):
         return Fraction(number)
+    if number and abs(number) < mpmath.ldexp(1, -3000):
+        return Fraction(1 if number > 0 else -1, 2**3000)
     sign, mantissa, exponent, _ = number._mpf_
     return (-1) ** sign * Fraction(int(mantissa)) * Fraction(2) ** exponent
 
