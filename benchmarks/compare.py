@@ -65,6 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--nnenum", type=Path, metavar="FOLDER", default=_path(known("NNENUM_DIR")))
     parser.add_argument("--nnenum-python", metavar="PYTHON", default=known("NNENUM_PYTHON", sys.executable))
     parser.add_argument("--marabou-python", metavar="PYTHON", default=known("MARABOU_PYTHON", sys.executable))
+    parser.add_argument("--programs", action="store_true", help="this verifier's mixed-integer programs alone, too")
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave a program out")
     made = parser.parse_args(arguments)
     if made.timeout <= 0 or made.cores < 1 or made.every < 1:
@@ -92,6 +93,7 @@ def candidates(options: argparse.Namespace) -> list[Tool]:
     configurations = {benchmark: Path(file).absolute() for benchmark, file in named.items()}
     return [
         Ours(),
+        *([Ours("nn-verifier, programs alone", programs=True)] if options.programs else []),
         AlphaBetaCrown(options.abcrown, options.abcrown_python, configurations),
         Nnenum(options.nnenum, options.nnenum_python),
         Marabou(options.marabou_python),

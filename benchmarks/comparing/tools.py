@@ -77,9 +77,10 @@ class Tool(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """This project, by the Python that runs the comparison."""
+    """This project, by the Python that runs the comparison; ``programs``: with its mixed-integer programs alone."""
 
     name: str = "nn-verifier"
+    programs: bool = False
 
     def missing(self) -> str:
         """Never."""
@@ -90,7 +91,10 @@ class Ours:
         return ""
 
     def command(self, job: Job) -> list[str]:
-        """``verifier verify``."""
+        """``verifier verify``, or the script that stands for it."""
+        if self.programs:
+            script = [sys.executable, "-P", "-m", "benchmarks.by_programs"]
+            return [*script, str(job.model), str(job.query), f"{job.limit:g}"]
         return [sys.executable, "-P", "-m", "verifier", "verify", str(job.model), str(job.query), "--timeout",
                 f"{job.limit:g}", "--device", job.device]
 
