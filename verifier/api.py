@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,9 +33,9 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
     "cuda:N"; ``report`` is called with a ``Progress`` now and then. ``record`` names a file: where the verdict is
     ``Verified`` it holds what ``verifier.record.recheck`` needs to prove every leaf again, otherwise it is removed.
     ``checkpoint`` names a file that the search is written to every ten seconds and at the time limit, and goes on from
-    where it is there and was made for the same query and seed (a note of the verdict says so, or why not); what it says
-    is trusted, and it is removed once nothing is left to do. A ``record`` beside it stays with it until then, and goes
-    on with it.
+    where it is there (a note of the verdict says so); one that was made for another query or seed is an error. What it
+    says is trusted, and it is removed once nothing is left to do. A ``record`` beside it stays with it until then, and
+    goes on with it.
 
     The verdict is ``Violated`` (sat: a counterexample that onnxruntime has replayed), ``Verified`` (unsat: none exists,
     for the stored weights in exact arithmetic), ``TimedOut`` or ``Unknown``. Raises ``InputError`` and
@@ -44,8 +45,7 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
     from verifier.query import Query, read
 
     start = limits.now()
-    if timeout is not None and not timeout >= 0:
-        raise InputError(f"timeout: {timeout} is not a number of seconds")
+    _check_numbers(timeout, seed)
     if not isinstance(query, Query):
         if property is None:
             raise InputError("verify takes a query, or the paths of a model and a property")
@@ -58,6 +58,14 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
     return pipeline.verify(
         query, timeout=left, seed=seed, device=device, report=report, record=record, checkpoint=checkpoint
     )
+
+
+def _check_numbers(timeout: object, seed: object) -> None:
+    """Raises ``InputError``, for text too."""
+    if timeout is not None and not (isinstance(timeout, Real) and float(timeout) >= 0):
+        raise InputError(f"timeout: {timeout!r} is not a number of seconds")
+    if not isinstance(seed, Integral):
+        raise InputError(f"seed: {seed!r} is not a whole number")
 
 
 def load(path: str | Path, *, normalised: bool = True) -> Graph:

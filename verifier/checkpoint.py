@@ -87,8 +87,8 @@ class Saver:
     notes: tuple[str, ...] = ()
 
     def load(self) -> Saved | None:
-        """The arrays of the file, where there is one that fits; the clock of the next one starts. Raises
-        ``InputError``."""
+        """The arrays of the file, where there is one; the clock of the next one starts. Raises ``InputError`` where it
+        cannot be read, or was made for something else: what it holds may be worth hours."""
         self.due = time.monotonic() + INTERVAL
         if not self.path.exists():
             return None
@@ -96,8 +96,8 @@ class Saver:
         for name, value in self.identity.items():
             if header["identity"].get(name) != value:
                 made_for = f"another {name}" if name == "query" else f"{name} {header['identity'].get(name)}"
-                self.notes += (f"{self.path} was made for {made_for}, so the search started anew",)
-                return None
+                raise InputError(f"{self.path}: a checkpoint made for {made_for}: name another file, or remove "
+                                 "it to start anew")
         self.notes += (f"the search went on from {self.path}",)
         return {name: torch.from_numpy(np.array(values)) for name, values in found.items()}
 

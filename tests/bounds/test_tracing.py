@@ -264,6 +264,25 @@ def test_attention() -> None:
     bounded(module, graph, example, 0.01)
 
 
+class Recurrent(nn.Module):
+    """The last state of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(3, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states: Tensor = self.layer(x)[0]
+        return states[:, -1]
+
+
+def test_a_recurrent_layer_is_unrolled() -> None:
+    module = shaken(Recurrent())
+    example = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(1))
+    graph = traced(module, example)
+    bounded(module, graph, example, 0.05)
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [

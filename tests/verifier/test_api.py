@@ -46,9 +46,15 @@ def test_wrong_arguments(digits: Path) -> None:
     query = verifier.read(digits / "digits.onnx", digits / "robust.vnnlib")
     with pytest.raises(verifier.InputError, match="has its property already"):
         verifier.verify(query, digits / "robust.vnnlib")
-    for timeout in (-1.0, float("nan")):
+    for timeout in (-1.0, float("nan"), "5"):
         with pytest.raises(verifier.InputError, match="not a number of seconds"):
-            verifier.verify(query, timeout=timeout)
+            verifier.verify(query, timeout=timeout)  # type: ignore[arg-type]
+    for seed in (0.5, "1", None):
+        with pytest.raises(verifier.InputError, match="not a whole number"):
+            verifier.verify(query, seed=seed)  # type: ignore[arg-type]
+    for device in ("gpu", None):
+        with pytest.raises(verifier.InputError, match="unknown device"):
+            verifier.verify(query, device=device)  # type: ignore[arg-type]
     with pytest.raises(verifier.InputError):
         verifier.load(digits / "missing.onnx")
 

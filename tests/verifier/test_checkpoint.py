@@ -99,16 +99,16 @@ def test_what_is_open_in_the_file_is_all_that_is_bounded(tmp_path: Path, ask: Ca
 
 
 @pytest.mark.usefixtures("always")
-def test_a_file_of_another_query_or_seed_is_not_used(tmp_path: Path) -> None:
+def test_a_file_of_another_query_or_seed_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """Named by mistake, it would be lost with all that is in it."""
     query, path = of_many_inputs(), tmp_path / "state.npz"
     stopped(query, path, 3)
     kept = path.read_bytes()
-    verdict = verifier.verify(verifier.robustness(MODEL, centre(), 0.102), checkpoint=path)
-    assert isinstance(verdict, verifier.Verified) and verdict.stage == "activation split"
-    assert verdict.notes[-1] == f"{path} was made for another query, so the search started anew"
-    path.write_bytes(kept)
-    verdict = verifier.verify(query, checkpoint=path, seed=3)
-    assert verdict.notes[-1] == f"{path} was made for seed 0, so the search started anew"
+    with pytest.raises(verifier.InputError, match="made for another query: name another file"):
+        verifier.verify(verifier.robustness(MODEL, centre(), 0.102), checkpoint=path)
+    with pytest.raises(verifier.InputError, match="made for seed 0: name another file"):
+        verifier.verify(query, checkpoint=path, seed=3)
+    assert path.read_bytes() == kept
 
 
 @pytest.mark.usefixtures("always")
@@ -136,6 +136,20 @@ def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path) -> None:
         verifier.verify(query, checkpoint=tmp_path / "nowhere" / "state.npz")
     with pytest.raises(verifier.InputError, match="something else than a file"):
         verifier.verify(query, checkpoint=tmp_path)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("ask", QUERIES)
+def test_arrays_of_another_search_are_refused(tmp_path: Path, ask: Callable[[], verifier.Query]) -> None:
+    """With the right hash: only somebody who wrote the file himself comes so far."""
+    query, path = ask(), tmp_path / "state.npz"
+    stopped(query, path, 3)
+    header, state = checkpoint.read(path)
+    for name in sorted(state)[::4]:
+        for wrong in ({}, {name: state[name][None]}):
+            checkpoint.write(path, header["identity"], {n: v for n, v in state.items() if n != name} | wrong)
+            with pytest.raises(verifier.InputError, match="does not fit.*remove the file to start anew"):
+                verifier.verify(query, checkpoint=path)
 
 
 @pytest.mark.usefixtures("always")

@@ -29,7 +29,7 @@ from verifier.branch.open_splits import OpenSplits, Packed
 from verifier.branch.point_scores import aimed
 from verifier.branch.point_splits import in_16_bits
 from verifier.branch.positions import Positions
-from verifier.branch.problem import Misfit, OpenTask, Problem, Step, Tally
+from verifier.branch.problem import Misfit, OpenTask, Problem, Step, Tally, check_saved
 from verifier.branch.scores import chosen
 from verifier.branch.splits import Splits, children, unsplit
 from verifier.record import leaves, point_leaves, roots
@@ -109,13 +109,14 @@ class ActivationSplit:
             points, steps = self.bounding.points, torch.tensor([self.options.half_space_steps])
             entry = roots.arrays_of(self.task, self.clauses, self.positions, points)
             self.write(roots.ROOT, {**entry, "steps": steps})
-        root = OpenSplits.of(self._root(), self.options.memory)
-        return SplitState(root, root.warm.bare(), Tally(), begun=False)
+        return self._at_root()
 
     def restore(self, saved: Mapping[str, Tensor]) -> SplitState:
         """The state with these ``tensors``, which another search over the same task, with the same bounds of its box,
         has named. Raises ``Misfit`` where it has other positions."""
-        root, device = OpenSplits.of(self._root(), self.options.memory), self.rough.device
+        begun, device = self._at_root(), self.rough.device
+        root = begun.open
+        check_saved(saved, begun.tensors())
         warm, cold, stuck = (
             Packed.restored(lambda name, which=which: saved[f"{which}.{name}"].to(device))  # type: ignore[misc]
             for which in ("open", "late", "stuck")
@@ -144,6 +145,11 @@ class ActivationSplit:
         while not state.finished:
             state, step = self.step(state)
             yield step
+
+    def _at_root(self) -> SplitState:
+        """Nothing is bounded yet."""
+        root = OpenSplits.of(self._root(), self.options.memory)
+        return SplitState(root, root.warm.bare(), Tally(), begun=False)
 
     def _root(self) -> Splits:
         """One subproblem per open clause, without splits, with the slopes of the root's own lines."""

@@ -23,7 +23,7 @@ from bounds.plan import Plan
 from verifier.attacks.starts import Starts
 from verifier.branch.box_bounds import BoundedBoxes, BoxBounds, halves
 from verifier.branch.frontier import Frontier, Subproblems
-from verifier.branch.problem import Problem, Step, Tally
+from verifier.branch.problem import Misfit, Problem, Step, Tally, check_saved
 from verifier.record.boxes import KIND, Opened, arrays_of
 from verifier.record.entries import Write
 from verifier.strategy import SplitPlan
@@ -88,8 +88,11 @@ class InputSplit:
         return InputState(self._frontier(boxes), boxes.take(boxes.task[:0]), Tally(), boxes.size)
 
     def restore(self, saved: Mapping[str, Tensor]) -> InputState:
-        """The state with these ``tensors``, which another search over the same query has named."""
-        device = self.problem.box.device
+        """The state with these ``tensors``, which another search over the same query has named. Raises ``Misfit``."""
+        device, start = self.problem.box.device, self.start().tensors()
+        check_saved(saved, start)
+        if any(saved[name].shape[1:] != known.shape[1:] for name, known in start.items()):
+            raise Misfit("boxes of another size")
 
         def boxes(which: str) -> Subproblems:
             own = [f.name for f in fields(Subproblems) if f.name != "inherited"]

@@ -239,6 +239,20 @@ class Misfit(ValueError):
     """What was saved of a search does not fit what is found here."""
 
 
+def check_saved(saved: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
+    """Raises ``Misfit`` where ``saved`` lacks an array of ``like`` (a state of the same search), has one of another
+    kind of numbers or count of dimensions, or where those that belong together (``open.bound``, ``open.share``) differ
+    in length."""
+    lengths: dict[str, int] = {}
+    for name, known in like.items():
+        found = saved.get(name)
+        if found is None or (found.ndim, found.is_floating_point()) != (known.ndim, known.is_floating_point()):
+            raise Misfit(f"{name} is missing or of another kind")
+        group, point, _ = name.partition(".")
+        if lengths.setdefault(group, len(found)) != len(found) if point else found.shape != known.shape:
+            raise Misfit(f"{name} is of another length")
+
+
 class SearchState(Protocol):
     """Where a search stands: ``finished`` where nothing is left that could be bounded again; what is ``stuck`` is open
     then too. ``tensors``: the same by name, for a search over the same task to ``restore``."""

@@ -141,6 +141,11 @@ def watched(plan: Plan, task: OpenTask) -> dict[int, Interval]:
 def recall(problem: Problem, exact: Plan, open_: OpenTask, bounds: Mapping[int, Interval]) -> OpenTask:
     """The task with the state of its box that proven ``bounds`` of watched nodes give. Raises ``Misfit`` where they
     are of another shape, or other neurons are unstable than by these bounds alone."""
+    for node in exact.watched:
+        if {end.shape for end in bounds.get(node, ())} != {(1, *exact.graph.nodes[node].shape)}:
+            raise Misfit(f"there are no bounds of node {node} of its shape")
+    if open_.task not in range(problem.tasks) or open_.alive.shape != problem.clauses.shape[1:]:
+        raise Misfit(f"there is no task {open_.task} of so many clauses")
     boxes = _boxes(problem, exact, torch.tensor([open_.task], device=exact.device))
     state, _ = propagate(exact, boxes, inherited=bounds)
     for node in exact.watched:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bounds.ops.base import Interval
-from verifier.branch.problem import OpenTask, Pending, Tally
+from verifier.branch.problem import Misfit, OpenTask, Pending, Tally
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,16 +58,19 @@ class Waiting:
 
     @staticmethod
     def restored(saved: Mapping[str, Tensor], device: torch.device) -> Waiting:
-        """From ``tensors``."""
-        alive = saved["alive"].to(device)
-        at, stuck, interrupted = saved["place"].tolist()
-        tasks = zip(saved["tasks"].tolist(), alive, saved["bound"].tolist(), strict=True)
-        share, bound = saved["left"].tolist()
-        before = Tally.restored(saved["before"])
-        return Waiting(tuple(OpenTask(*t) for t in tasks), before, at, stuck, share, bound, bool(interrupted))
+        """From ``tensors``. Raises ``Misfit`` where these are others."""
+        try:
+            alive = saved["alive"].to(device, torch.bool)
+            at, stuck, interrupted = map(int, saved["place"].tolist())
+            tasks = zip(map(int, saved["tasks"].tolist()), alive, saved["bound"].tolist(), strict=True)
+            share, bound = saved["left"].tolist()
+            before = Tally.restored(saved["before"])
+            return Waiting(tuple(OpenTask(*t) for t in tasks), before, at, stuck, share, bound, bool(interrupted))
+        except (KeyError, TypeError, ValueError) as error:
+            raise Misfit(f"the tasks that wait: {error}") from error
 
 
 def bounds_of(saved: Mapping[str, Tensor], device: torch.device) -> dict[int, Interval]:
     """The bounds by node in ``Waiting.tensors``."""
-    nodes = [int(name.removeprefix("lower.")) for name in saved if name.startswith("lower.")]
-    return {node: (saved[f"lower.{node}"].to(device), saved[f"upper.{node}"].to(device)) for node in nodes}
+    names = ((name, name.replace("lower.", "upper.")) for name in saved if name.startswith("lower."))
+    return {int(a.partition(".")[2]): (saved[a].to(device), saved[b].to(device)) for a, b in names if b in saved}

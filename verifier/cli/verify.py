@@ -208,6 +208,9 @@ def _explain(answer: Answer, session: Session, arguments: argparse.Namespace) ->
     if "counterexample" in record:
         found = record["counterexample"]
         parts.append(f"replayed with {found['replayed_with']}; in exact arithmetic: {found['real']}")
+    if arguments.checkpoint is not None and answer.word in ("unknown", "timeout"):
+        there = "is there to go on from" if arguments.checkpoint.is_file() else "is not there: nothing to go on from"
+        parts.append(f"the checkpoint {arguments.checkpoint} {there}")
     print(f"verifier: {'; '.join(parts + record.get('notes', []))}", file=sys.stderr)
     if arguments.verbose and session.worker.last_words():
         print(session.worker.last_words(), file=sys.stderr)

@@ -156,6 +156,24 @@ def test_ctrl_c_prints_what_is_known(ask: Ask, capsys: pytest.CaptureFixture[str
     assert out == "unknown\n" and "interrupted" in err and "best bound -0.25" in err
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_an_undecided_run_says_whether_there_is_a_checkpoint(
+    ask: Ask, there: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "state.npz"
+    if there:
+        path.touch()
+    said = f"; the checkpoint {path} is {'' if there else 'not '}there"
+    timer = threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGINT))
+    ask("slow", "--checkpoint", str(path), before=timer.start)
+    err = capsys.readouterr().err
+    assert "interrupted" in err and said in err
+    ask("slow", "--checkpoint", str(path), "--timeout", "0.8")
+    assert said in capsys.readouterr().err
+    ask("unsat", "--checkpoint", str(path))
+    assert "checkpoint" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["sat", "unsat", "unknown", "slow"])
 def test_json_fits_its_schema(ask: Ask, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jsonschema = pytest.importorskip("jsonschema")
