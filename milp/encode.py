@@ -85,12 +85,22 @@ def encode(prepared: Prepared, box: Box, bounds: Bounds, envelope: float | None 
 
 
 def with_cost(model: Model, node: int, row: Tensor, offset: float = 0.0) -> Model:
-    """The model that minimises ``row . node + offset`` for a row ``[*node shape]`` over a node that is in it."""
+    """The model that minimises ``row . node + offset`` for a row ``[*node shape]`` over a node that is in it.
+
+    Where elements share a column, their coefficients are added up; what the sums may be off by comes off the offset.
+    """
     columns, row = model.columns[node], row.flatten().double()
     if columns.shape != row.shape:
         raise ValueError(f"a row of {row.numel()} coefficients for a node of {columns.numel()} elements")
-    there = columns >= 0
-    cost = torch.zeros_like(model.lower).index_add_(0, columns[there], row[there])
+    row, columns = row[columns >= 0], columns[columns >= 0]
+    cost = torch.zeros_like(model.lower).index_add_(0, columns, row)
+    shared = torch.bincount(columns, minlength=cost.shape[0])
+    if bool((shared > 1).any()):
+        rounding = Rounding.of(torch.float64)
+        sizes = torch.zeros_like(cost).index_add_(0, columns, row.abs())
+        sizes = torch.where(shared > 1, sizes * torch.maximum(model.lower.abs(), model.upper.abs()), 0.0)
+        error = rounding.affine(row.shape[0], sizes.sum())
+        offset = float(rounding.down(offset - error))
     return replace(model, cost=cost, offset=offset)
 
 

@@ -182,3 +182,18 @@ def test_tightened_neurons_enclose_their_values(nodes: int) -> None:
         assert bool((values[node] >= low - 1e-12).all() and (values[node] <= high + 1e-12).all())
         gained += float(((old[1] - old[0]) - (high - low)).sum())
     assert gained > 0.1
+
+
+class Thrice(nn.Module):
+    """The input three times: elements of the output are one column of the program."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x, x], 1)
+
+
+@pytest.mark.parametrize("least", [-3.0, 0.0])
+def test_coefficients_of_one_column_are_not_lost_in_their_sum(least: float) -> None:
+    """As computed, ``1e16 + 1 - 1e16`` is 0; the minimum of the exact sum is ``least``."""
+    graph, box = trace(Thrice(), torch.zeros(1, 1)), Box(torch.tensor([[[least]]]), torch.tensor([[[5.0]]]))
+    found = minimum(graph, box, torch.tensor([[1e16, 1.0, -1e16]], dtype=torch.float64), runner=None, seconds=5.0)
+    assert -1000.0 < found.bound <= least
