@@ -24,7 +24,7 @@ from milp.extend import with_columns, with_rows
 from milp.highs import InProcess, Runner
 from milp.model import Model
 from milp.optimum import Optimum
-from milp.settle import Effort, Settled, Watch, settle
+from milp.settle import Effort, Settled, Standing, Watch, settle, with_points
 
 FIRST_SHARE = 0.5
 """The first box's radius as a share of the distance of the example that a line search finds."""
@@ -108,6 +108,8 @@ def distortion(  # noqa: PLR0913 - the questions that a caller may ask
     best = _line_search(ask, most)
     radius = FIRST_SHARE * best.value if best.point is not None else FIRST_RADIUS * float(1 + ask.x.abs().amax())
     while True:
+        if watch is not None:
+            watch(Standing(best.bound, best.value, best.claimed, 1, time.monotonic() - start, best.point))
         radius = min(radius, most)
         left = None if seconds is None else seconds - (time.monotonic() - start)
         whole = _covers(ask.box(radius), within)
@@ -163,12 +165,14 @@ def _within_box(ask: _Ask, box: Box, best: Optimum, outside: float, gap: float, 
     ahead = compute_bounds(prepared, box, Alpha(), rows=rows).lower[0]
     model = _distances(ask, encode(prepared, box, bounds), prepared.plan.input, box)
     bound, claimed, status = outside, outside, Outcome.PROVEN
-    for k in ahead.argsort().tolist():
-        if float(ahead[k]) > 0:
-            break
+    near = [k for k in ahead.argsort().tolist() if float(ahead[k]) <= 0]
+    for k in near:
+        # Of the whole nothing is proven anew before the last class: those that wait may be as near as it was known.
+        rest = (bound, claimed) if k == near[-1] else (best.bound, best.claimed)
+        watch = _of_all_classes(effort.watch, best, rest)
         left = None if effort.seconds is None else effort.seconds - (time.monotonic() - start)
         led = _led(model, prepared.plan.output, rows[k])
-        found, point = _one_class(ask, led, best, gap, replace(effort, seconds=left))
+        found, point = _one_class(ask, led, best, gap, replace(effort, seconds=left, watch=watch))
         answer = found.answer
         if answer.value < best.value:
             best = replace(best, value=answer.value, point=point)
@@ -176,6 +180,19 @@ def _within_box(ask: _Ask, box: Box, best: Optimum, outside: float, gap: float, 
         bound, claimed = min(bound, answer.bound), min(claimed, found.claimed)
         status = status if answer.outcome is Outcome.PROVEN else answer.outcome
     return replace(best, bound=max(best.bound, bound), claimed=max(best.claimed, claimed), status=status)
+
+
+def _of_all_classes(watch: Watch | None, best: Optimum, rest: tuple[float, float]) -> Watch | None:
+    """A watch for the work on one class that hears of all: of the others ``rest`` is proven, and claimed."""
+    if watch is None:
+        return None
+
+    def hear(standing: Standing) -> None:
+        bound, claimed = min(standing.bound, rest[0]), min(standing.claimed, rest[1])
+        point = best.point if standing.point is None else standing.point
+        watch(replace(standing, bound=max(best.bound, bound), claimed=max(best.claimed, claimed), point=point))
+
+    return hear
 
 
 def _distances(ask: _Ask, model: Model, source: int, box: Box) -> Model:
@@ -198,9 +215,11 @@ def _distances(ask: _Ask, model: Model, source: int, box: Box) -> Model:
 
 def _led(model: Model, output: int, margin: Tensor) -> Model:
     """The model of inputs at which a margin (the label's score less another's) is at most 0."""
-    coefficients, columns = margin.flatten(), model.columns[output]
-    there = coefficients.nonzero().flatten()
-    terms = [(columns[k : k + 1], float(coefficients[k])) for k in there.tolist()]
+    columns = model.columns[output]
+    there = columns >= 0
+    # Outputs that are one and the same have one column.
+    total = torch.zeros_like(model.lower).index_add_(0, columns[there], margin.flatten()[there])
+    terms = [(k.reshape(1), float(total[k])) for k in total.nonzero().flatten()]
     return with_rows(model, (Row(terms, upper=0.0),))
 
 
@@ -211,5 +230,6 @@ def _one_class(ask: _Ask, model: Model, best: Optimum, gap: float, effort: Effor
     def example(x: Tensor) -> tuple[float, Tensor | None]:
         return ask.nearest(x[inputs].reshape(ask.x.shape) - ask.x, scales)
 
+    effort = replace(effort, watch=with_points(effort.watch, lambda x: example(x)[1]))
     found = settle(model, Goal(gap=gap, evaluate=lambda x: example(x)[0]), effort, best=best.value)
     return found, None if found.answer.x is None else example(found.answer.x)[1]

@@ -7,17 +7,19 @@ tolerances are.
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from bounds import Alpha, Box, Graph, compute_bounds, prepare
+from bounds import Alpha, Bounds, Box, Graph, Prepared, compute_bounds, prepare
 from milp.encode import encode, with_cost
 from milp.exact import Goal, Outcome
 from milp.highs import InProcess, Runner, filled
-from milp.settle import Effort, Watch, settle
+from milp.model import Model
+from milp.settle import Effort, Watch, settle, with_points
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,31 +68,59 @@ def minimum(  # noqa: PLR0913 - the questions that a caller may ask
     start, shape = time.monotonic(), graph.nodes[graph.outputs[0]].shape
     if tuple(row.shape) != shape:
         raise ValueError(f"a row of shape {tuple(row.shape)} for an output of shape {shape}")
-    prepared, box, row = prepare(graph), box.to(torch.float64), row.to(torch.float64)
-    bounds = compute_bounds(prepared, box, Alpha(), keep=prepared.plan.watched)
-    known = float(compute_bounds(prepared, box, Alpha(), rows=row.unsqueeze(0)).lower)
-    model = with_cost(encode(prepared, box, bounds, envelope), prepared.plan.output, row)
-    inputs = model.columns[prepared.plan.input]
-
-    def at(x: Tensor) -> Tensor:
-        return x[inputs].reshape(box.lower.shape).clamp(box.lower, box.upper)
-
-    def value(x: Tensor) -> float:
-        return float((row * graph.evaluate(at(x))[0]).sum())
-
+    encoded = Encoded.of(graph, box, envelope)
+    rows = row.to(torch.float64).unsqueeze(0)
+    known = float(compute_bounds(encoded.prepared, encoded.box, Alpha(), rows=rows).lower)
     effort = Effort(None if seconds is None else seconds - (time.monotonic() - start), runner, watch)
-    first = None if point is None else filled(model, inputs, _inside(box, point).flatten())
-    found = settle(model, Goal(gap=gap, evaluate=value), effort, known=known, first=first)
-    answer = found.answer
-    return Optimum(
-        answer.value,
-        None if answer.x is None else at(answer.x),
-        answer.bound,
-        found.claimed,
-        answer.outcome,
-        answer.nodes,
-        time.monotonic() - start,
-    )
+    found = encoded.minimum(row, effort, gap=gap, known=known, begin=point)
+    return replace(found, seconds=time.monotonic() - start)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """A graph on one box as a program without a cost, for the minima of several functionals; ``bounds``: proven ones of
+    its output, on which the program rests."""
+
+    graph: Graph
+    box: Box
+    prepared: Prepared
+    bounds: Bounds
+    model: Model
+
+    @staticmethod
+    def of(graph: Graph, box: Box, envelope: float | None = None) -> Encoded:
+        """Bound all neurons and encode. Raises as ``minimum``."""
+        prepared, box = prepare(graph), box.to(torch.float64)
+        bounds = compute_bounds(prepared, box, Alpha(), keep=prepared.plan.watched)
+        return Encoded(graph, box, prepared, bounds, encode(prepared, box, bounds, envelope))
+
+    def minimum(
+        self, row: Tensor, effort: Effort, *, gap: float = 1e-6, known: float = -math.inf, begin: Tensor | None = None
+    ) -> Optimum:
+        """``minimum`` of one functional, which is proven to be at least ``known``. ``begin``: a point to begin with."""
+        start, row = time.monotonic(), row.to(torch.float64)
+        model = with_cost(self.model, self.prepared.plan.output, row)
+        inputs = model.columns[self.prepared.plan.input]
+
+        def at(x: Tensor) -> Tensor:
+            return x[inputs].reshape(self.box.lower.shape).clamp(self.box.lower, self.box.upper)
+
+        def value(x: Tensor) -> float:
+            return float((row * self.graph.evaluate(at(x))[0]).sum())
+
+        first = None if begin is None else filled(model, inputs, _inside(self.box, begin).flatten())
+        effort = replace(effort, watch=with_points(effort.watch, at))
+        found = settle(model, Goal(gap=gap, evaluate=value), effort, known=known, first=first)
+        answer = found.answer
+        return Optimum(
+            answer.value,
+            None if answer.x is None else at(answer.x),
+            answer.bound,
+            found.claimed,
+            answer.outcome,
+            answer.nodes,
+            time.monotonic() - start,
+        )
 
 
 def _inside(box: Box, point: Tensor) -> Tensor:

@@ -28,16 +28,32 @@ INTERVAL = 0.1
 @dataclass(frozen=True, slots=True)
 class Standing:
     """How far the work on a model is: the proven ``bound`` of its minimum, the least ``value`` of a candidate (inf:
-    none), what the solver has ``claimed`` of the bound (-inf: nothing), subproblems ``open``, ``seconds`` so far."""
+    none), what the solver has ``claimed`` of the bound (-inf: nothing), subproblems ``open``, ``seconds`` so far.
+
+    ``point``: the candidate, where the work found it (None: it did not): columns ``[C]`` from ``settle``, an input
+    ``[1, *input shape]`` from ``minimum`` and ``distortion``.
+    """
 
     bound: float
     value: float
     claimed: float
     open: int
     seconds: float
+    point: Tensor | None = None
 
 
 Watch = Callable[[Standing], None]
+
+
+def with_points(watch: Watch | None, point: Callable[[Tensor], Tensor | None]) -> Watch | None:
+    """A watch that hears ``point(x)`` where the work on a model says ``x``."""
+    if watch is None:
+        return None
+
+    def hear(standing: Standing) -> None:
+        watch(standing if standing.point is None else replace(standing, point=point(standing.point)))
+
+    return hear
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +99,8 @@ def settle(
         state = _with_point(state, goal, Solution(Status.LIMIT, float(model.cost @ first), -math.inf, first))
     if effort.runner is not None:
         limit = None if seconds is None else seconds * SOLVER_SHARE
-        claim = effort.runner(model, _limits(goal, limit), start=first, watch=_heard(watch, known))
+        ear = None if watch is None else _Ear(watch, goal, known, state.value, state.x)
+        claim = effort.runner(model, _limits(goal, limit), start=first, watch=ear)
         state = _with_point(state, goal, claim)
     claimed = -math.inf if claim is None or claim.status is Status.FAILED else claim.bound
     spoke = time.monotonic()
@@ -94,7 +111,7 @@ def settle(
         if watch is not None and time.monotonic() - spoke >= INTERVAL:
             spoke = time.monotonic()
             count = len(state.open) + (state.next is not None) + len(state.stuck)
-            watch(Standing(max(state.bound, known), state.value, claimed, count, spoke - start))
+            watch(Standing(max(state.bound, known), state.value, claimed, count, spoke - start, state.x))
     answer = work.terminate(state)
     outcome = Outcome.PROVEN if goal.closes(known, state.value) else answer.outcome
     return Settled(replace(answer, outcome=outcome, bound=max(answer.bound, known)), claimed, claim)
@@ -105,14 +122,22 @@ def _limits(goal: Goal, seconds: float | None) -> Limits:
     return Limits(seconds, bound=goal.threshold, value=goal.threshold)
 
 
-def _heard(watch: Watch | None, known: float) -> Callable[[Progress], None] | None:
-    if watch is None:
-        return None
+@dataclass(slots=True)
+class _Ear:
+    """Passes the solver's words on, its points with the values that they really have. State: the best of them."""
 
-    def hear(progress: Progress) -> None:
-        watch(Standing(known, progress.value, progress.bound, 1, progress.seconds))
+    watch: Watch
+    goal: Goal
+    known: float
+    value: float
+    x: Tensor | None
 
-    return hear
+    def __call__(self, progress: Progress) -> None:
+        if progress.x is not None:
+            value = progress.value if self.goal.evaluate is None else self.goal.evaluate(progress.x)
+            if value < self.value:
+                self.value, self.x = value, progress.x
+        self.watch(Standing(self.known, self.value, progress.bound, 1, progress.seconds, self.x))
 
 
 def _with_point(state: SearchState, goal: Goal, found: Solution) -> SearchState:

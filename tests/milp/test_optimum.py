@@ -116,6 +116,28 @@ def test_what_the_solver_says_is_passed_on_and_proves_nothing() -> None:
     assert found.status is Outcome.PROVEN and found.bound <= true.value <= found.value + 1e-6
 
 
+@pytest.mark.parametrize("what", ["minimum", "distortion"])
+def test_whoever_watches_hears_of_points_that_are_attained(what: str) -> None:
+    """Also of those that the solver finds; a bound that is heard at any time is one of the whole."""
+    graph, heard = graph_of(network(3, 2, 8, 8, 3)), list[Standing]()
+    x = torch.tensor([[0.2, -0.3]], dtype=torch.float64)
+    if what == "minimum":
+        row = torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64)
+        found = minimum(graph, Box.around(x, 1.5), row, watch=heard.append)
+    else:
+        found = distortion(graph, x, int(graph.evaluate(x.unsqueeze(0))[0].argmax()), watch=heard.append)
+    assert found.status is Outcome.PROVEN and any(s.point is not None for s in heard)
+    for standing in heard:
+        assert standing.bound <= found.value
+        if standing.point is None:
+            continue
+        assert standing.point.shape == (1, 1, 2)
+        if what == "minimum":
+            assert standing.value == float((row * graph.evaluate(standing.point)[0]).sum())
+        else:
+            assert standing.value == float((standing.point - x).abs().amax())
+
+
 @pytest.mark.parametrize("norm", ["inf", "1"])
 @pytest.mark.parametrize("seed", [1, 3])
 def test_no_example_is_nearer(seed: int, norm: str) -> None:
