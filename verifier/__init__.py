@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from verifier.api import load, verify
     from verifier.errors import InputError, InternalError, UnsupportedError, VerifierError
+    from verifier.exact.radius import RadiusBracket, exact_radius
+    from verifier.exact.ranges import ExactRange, exact_range
     from verifier.query import Query, read
     from verifier.ranges import output_range
     from verifier.regions import robustness
@@ -24,10 +26,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Counterexample",
+    "ExactRange",
     "InputError",
     "InternalError",
     "Progress",
     "Query",
+    "RadiusBracket",
     "TimedOut",
     "Unknown",
     "UnsupportedError",
@@ -35,6 +39,8 @@ __all__ = [
     "Verified",
     "VerifierError",
     "Violated",
+    "exact_radius",
+    "exact_range",
     "load",
     "output_range",
     "read",
@@ -45,6 +51,8 @@ __all__ = [
 _HOMES = (
     ("verifier.api", ("load", "verify")),
     ("verifier.errors", ("InputError", "InternalError", "UnsupportedError", "VerifierError")),
+    ("verifier.exact.radius", ("RadiusBracket", "exact_radius")),
+    ("verifier.exact.ranges", ("ExactRange", "exact_range")),
     ("verifier.query", ("Query", "read")),
     ("verifier.ranges", ("output_range",)),
     ("verifier.regions", ("robustness",)),

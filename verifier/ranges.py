@@ -103,11 +103,11 @@ def ball(
         return Box(torch.from_numpy(lower.reshape(shape)), torch.from_numpy(upper.reshape(shape)))
     within = None
     if limits is not None:
-        low, high = (_rounded(limits[0], -1), _rounded(limits[1], 1))
+        low, high = (rounded(limits[0], -1), rounded(limits[1], 1))
         whole = torch.ones((1, *network.inputs[0].shape), dtype=torch.float64)
         within = Box(whole * low, whole * high)
     centre = torch.from_numpy(points.reshape(shape))
-    return LpBall(centre, torch.full((len(points),), _rounded(radius, 1), dtype=torch.float64), float(norm), within)
+    return LpBall(centre, torch.full((len(points),), rounded(radius, 1), dtype=torch.float64), float(norm), within)
 
 
 def box(network: Network, lower: np.ndarray, upper: np.ndarray) -> Box:
@@ -151,7 +151,7 @@ def _around(points: np.ndarray, radius: Fraction, limits: tuple[Fraction, ...] |
     return below[places[..., 0]], above[places[..., 1]]
 
 
-def _rounded(value: Fraction, side: int) -> float:
+def rounded(value: Fraction, side: int) -> float:
     """The nearest double on one side of an exact number."""
     near = float(value)
     if (Fraction(near) - value) * side >= 0:

@@ -143,14 +143,15 @@ def _query(
     count = network.outputs[0].size
     notes: tuple[str, ...] = ()
     if label is None:
-        label = _class_at(network, centre)
+        label = class_at(network, centre)
         notes = (f"label {label}: the model's own class",)
     if not 0 <= label < count:
         raise InputError(f"label {label}: the model has the classes 0 to {count - 1}")
     return build_query(network, _specification(box, count, label), notes=notes)
 
 
-def _class_at(network: Network, point: np.ndarray) -> int:
+def class_at(network: Network, point: np.ndarray) -> int:
+    """The model's class at a flat point, in the model's own element type, by onnxruntime."""
     from verifier.cases import dtype_of
     from verifier.replay import open_session
 

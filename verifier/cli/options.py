@@ -64,11 +64,31 @@ def add_range_options(parser: argparse.ArgumentParser) -> None:
                         help="a class: bounds of its margins over the others, in place of the outputs")
 
 
+def add_point_options(parser: argparse.ArgumentParser) -> None:
+    """A point and its class, whose surroundings are looked at."""
+    point = parser.add_argument_group("the input")
+    _add_point(point)
+    point.add_argument("--label", type=int, metavar="N", help="its class (default: the model's own)")
+
+
+def add_exactness(parser: argparse._ActionsContainer) -> None:
+    """How exact an exact answer has to be, and how long it may take."""
+    parser.add_argument("--timeout", type=positive, metavar="S",
+                        help="with exact: seconds, counted from the start of the process (default: none); what is "
+                        "proven by then is printed")
+    parser.add_argument("--gap", type=positive, metavar="G",
+                        help="with exact: how far a proven bound may be from a value that was found (default: 1e-6)")
+
+
 def _add_region(region: argparse._ArgumentGroup) -> None:
-    region.add_argument("--input", type=Path, metavar="FILE", help="the point: .npy, .npz or .png")
     region.add_argument("--epsilon", type=exact, metavar="R", help="radius: a decimal or a fraction (8/255), exact")
-    region.add_argument("--norm", choices=("inf", "2", "1"), default="inf", help="the norm of the ball (default: inf)")
     region.add_argument("--box", type=Path, metavar="FILE.npz", help="the box: arrays lower and upper")
+    _add_point(region)
+
+
+def _add_point(region: argparse._ArgumentGroup) -> None:
+    region.add_argument("--input", type=Path, metavar="FILE", help="the point: .npy, .npz or .png")
+    region.add_argument("--norm", choices=("inf", "2", "1"), default="inf", help="the norm of the ball (default: inf)")
     region.add_argument("--data-range", type=exact, nargs=2, metavar=("LO", "HI"), help="values a pixel can take")
     region.add_argument("--mean", type=exact, nargs="+", metavar="M",
                         help="normalisation (x - mean) / std in front of the model, one value or one a channel; "

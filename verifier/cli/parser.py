@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from verifier import __version__
-from verifier.cli import bench, completion, export, info, range, supports, verify  # noqa: A004 - the command's name
+from verifier.cli import bench, completion, export, info, radius, range, supports, verify  # noqa: A004 - the command's name
 from verifier.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__, help="print the version and exit")
     parser.add_argument("--name", action="version", version="nn-verifier", help="print the program's name and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for command in (verify, bench, range, export, info, supports):
+    for command in (verify, bench, range, radius, export, info, supports):
         command.add_parser(commands)
     completion.add_parser(commands)
     return parser
@@ -40,6 +40,8 @@ def run(options: argparse.Namespace, early: Session | None = None) -> int:
             return bench.run(options)
         case "range":
             return range.run(options)
+        case "radius":
+            return radius.run(options)
         case "export":
             return export.run(options)
         case "info":
@@ -48,7 +50,8 @@ def run(options: argparse.Namespace, early: Session | None = None) -> int:
             return completion.run(options, build())
         case None:
             raise InputError(
-                "a command is missing: verify, bench, range, export, info, supports or completion (see verifier --help)"
+                "a command is missing: verify, bench, range, radius, export, info, supports or completion "
+                "(see verifier --help)"
             )
         case _:
             return supports.run(options)

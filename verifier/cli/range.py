@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Iterator
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verifier import __version__, limits
-from verifier.cli import options
+from verifier.cli import exact_range, options
+from verifier.cli.text import aligned, outward
 from verifier.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 METHODS = ("interval", "forward", "crown", "alpha")
 SCHEMA = "nn-verifier/range/1"
-_DIGITS = 9
 
 
 def add_parser(commands: Any) -> None:
@@ -35,8 +34,15 @@ def add_parser(commands: Any) -> None:
         description="Bounds that every output keeps to for every input in the region: proven, all rounding included.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
-    parser.add_argument("--method", choices=METHODS, default="crown", help="how bounds are computed (default: crown)")
+    parser.add_argument(
+        "--method",
+        choices=(*METHODS, "exact"),
+        default="crown",
+        help="how bounds are computed (default: crown); exact: the ends themselves, from both sides, by mixed-integer "
+        "programming whose every step is proven",
+    )
     parser.add_argument("--steps", type=options.count, metavar="N", help="ascent steps of --method alpha (default: 20)")
+    options.add_exactness(parser)
     parser.add_argument(
         "--semantics",
         choices=("real", "float32"),
@@ -66,6 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
     region = _region(arguments, network)
     from verifier.ranges import output_range
 
+    if arguments.method == "exact":
+        names = _names(network, arguments.label)
+        return exact_range.answer(arguments, network, region, names, _head(arguments, names, "real"))
     method = method_of(arguments.method, arguments.steps)
     found = output_range(network, region, method, label=arguments.label, semantics=arguments.semantics)
     if arguments.output is not None:
@@ -91,6 +100,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--mean and --std belong together")
     if arguments.steps is not None and arguments.method != "alpha":
         raise InputError(f"--steps goes with --method alpha: {arguments.method} takes no steps")
+    exact_range.check(arguments)
     if given == ["box"]:
         if arguments.epsilon is not None or arguments.data_range is not None:
             raise InputError("--epsilon and --data-range go with --input and --data; a box has its bounds already")
@@ -177,7 +187,7 @@ def _answer(arguments: argparse.Namespace, found: Bounds, names: list[str], seco
             print(text)
             return
         arguments.json.write_text(text + "\n", encoding="utf-8")
-    print("\n".join(_table(found, names)))
+    print("\n".join(aligned(_table(found, names))))
 
 
 def _record(arguments: argparse.Namespace, found: Bounds, names: list[str], seconds: float) -> dict[str, Any]:
@@ -185,6 +195,16 @@ def _record(arguments: argparse.Namespace, found: Bounds, names: list[str], seco
     from verifier.report.result import number
 
     lower, upper = (_numbers(ends) for ends in (found.lower, found.upper))
+    return {
+        **_head(arguments, names, found.semantics),
+        "lower": [[number(v) for v in row] for row in lower],
+        "upper": [[number(v) for v in row] for row in upper],
+        "seconds": round(seconds, 3),
+    }
+
+
+def _head(arguments: argparse.Namespace, names: list[str], semantics: str | None) -> dict[str, Any]:
+    """What is asked, as data."""
     region = {
         name: getattr(arguments, name)
         for name in ("input", "data", "box", "epsilon", "norm", "data_range", "mean", "std", "label")
@@ -195,11 +215,8 @@ def _record(arguments: argparse.Namespace, found: Bounds, names: list[str], seco
         "model": str(arguments.model),
         "region": {k: str(v) if isinstance(v, Path) else v for k, v in region.items() if v is not None},
         "method": arguments.method,
-        "semantics": found.semantics,
+        "semantics": semantics,
         "values": names,
-        "lower": [[number(v) for v in row] for row in lower],
-        "upper": [[number(v) for v in row] for row in upper],
-        "seconds": round(seconds, 3),
     }
 
 
@@ -207,21 +224,11 @@ def _numbers(ends: Any) -> list[list[float]]:
     return ends.flatten(1).tolist()
 
 
-def _table(found: Bounds, names: list[str]) -> Iterator[str]:
+def _table(found: Bounds, names: list[str]) -> Iterator[tuple[str, ...]]:
     """A line for each value, ends rounded outward to 9 digits; several regions are numbered in front."""
     lower, upper = _numbers(found.lower), _numbers(found.upper)
     many = len(lower) > 1
-    rows = [("region",) * many + ("output", "lower", "upper")]
+    yield ("region",) * many + ("output", "lower", "upper")
     for k, (low, high) in enumerate(zip(lower, upper, strict=True)):
         for name, a, b in zip(names, low, high, strict=True):
-            rows.append((str(k),) * many + (name, outward(a, ROUND_FLOOR), outward(b, ROUND_CEILING)))
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-
-
-def outward(value: float, rounding: str) -> str:
-    """A number in 9 significant digits, rounded to one side, so that the text is a bound too."""
-    if not math.isfinite(value):
-        return str(value)
-    return f"{Context(prec=_DIGITS, rounding=rounding).create_decimal(Decimal(value)).normalize():g}"
+            yield (str(k),) * many + (name, outward(a, ROUND_FLOOR), outward(b, ROUND_CEILING))

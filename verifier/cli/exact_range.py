@@ -1,0 +1,122 @@
+"""``verifier range --method exact``: the ends of the outputs from both sides, as a table, arrays and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verifier import limits
+from verifier.cli import INTERRUPTED
+from verifier.cli.search import Ending, follow
+from verifier.cli.text import aligned, outward
+from verifier.errors import InputError
+
+if TYPE_CHECKING:
+    from bounds import Box, LpBall
+    from verifier.exact.ranges import ExactRange, RangeProgress
+    from verifier.network import Network
+
+GAP = 1e-6
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise ``InputError`` where options do not go with the method."""
+    exact = arguments.method == "exact"
+    for option in ("timeout", "gap"):
+        if getattr(arguments, option) is not None and not exact:
+            raise InputError(f"--{option} goes with --method exact: {arguments.method} takes the time that it takes")
+    if exact and arguments.semantics != "real":
+        raise InputError(
+            "--semantics float32 goes with the other methods: --method exact is about exact arithmetic over the stored "
+            "weights"
+        )
+    if exact and arguments.device not in ("auto", "cpu"):
+        raise InputError(f"--device {arguments.device}: --method exact solves its programs on the processor (cpu)")
+
+
+def answer(
+    arguments: argparse.Namespace, network: Network, region: Box | LpBall, names: list[str], record: dict[str, Any]
+) -> int:
+    """Search, write, print; the exit code. ``record`` has what every method's result has."""
+    from verifier.exact.ranges import RangeSearch
+
+    start = limits.process_start()
+    gap = GAP if arguments.gap is None else arguments.gap
+    search = RangeSearch(network, region, label=arguments.label, gap=gap)
+    ending = follow(search, start, arguments.timeout, arguments.quiet, lambda p: _describe(p, names))
+    found, seconds = search.found(), limits.now() - start
+    if arguments.output is not None:
+        _save(arguments.output, found)
+    if not arguments.quiet:
+        print(f"verifier: {_summary(found, gap, ending, seconds)}", file=sys.stderr)
+    text = "\n".join(aligned(_table(found, names)))
+    if arguments.json is not None:
+        data = json.dumps(record | _more(found, gap, ending, seconds), indent=1, allow_nan=False)
+        if str(arguments.json) == "-":
+            text = data
+        else:
+            arguments.json.write_text(data + "\n", encoding="utf-8")
+    print(text, flush=True)
+    return INTERRUPTED if ending == "interrupted" else 0
+
+
+def _describe(progress: RangeProgress, names: list[str]) -> str:
+    end = progress.end
+    gap, side = abs(progress.value - progress.bound), "upper" if end.upper else "lower"
+    return (
+        f"{progress.done} of {progress.total} ends done; region {end.region}, {side} end of {names[end.value]}: bound "
+        f"{progress.bound:.6g}, found {progress.value:.6g}, gap {gap:.3g}, {progress.open} open subproblems"
+    )
+
+
+def _summary(found: ExactRange, gap: float, ending: Ending, seconds: float) -> str:
+    states = [state for region in found.status for state in region]
+    what = f"the range of {len(found.status[0])} values over " + (
+        "1 region" if len(found.status) == 1 else f"{len(found.status)} regions"
+    )
+    left = sum(state != "exact" for state in states)
+    if not left:
+        return f"{what}, exact to within {gap:g}, in {seconds:.1f} s; proven in real arithmetic"
+    why = {"limit": "the time is up", "interrupted": "interrupted", "done": "the proof got stuck"}[ending]
+    return (
+        f"{what} in {seconds:.1f} s; {why}: {left} of {len(states)} are not known to within {gap:g}, and their "
+        "bounds are those proven so far, in real arithmetic"
+    )
+
+
+def _table(found: ExactRange, names: list[str]) -> Iterator[tuple[str, ...]]:
+    """A line for each value: proven ends rounded outward, values found rounded to nearest."""
+    many = len(found.status) > 1
+    yield ("region",) * many + ("output", "lower", "upper", "least", "greatest", "status")
+    sides = [side.tolist() for side in (found.lower, found.upper, found.least, found.greatest)]
+    ways = (ROUND_FLOOR, ROUND_CEILING, ROUND_HALF_EVEN, ROUND_HALF_EVEN)
+    for k, states in enumerate(found.status):
+        for r, (name, state) in enumerate(zip(names, states, strict=True)):
+            numbers = (outward(side[k][r], way) for side, way in zip(sides, ways, strict=True))
+            yield (str(k),) * many + (name, *numbers, state)
+
+
+def _more(found: ExactRange, gap: float, ending: Ending, seconds: float) -> dict[str, Any]:
+    from verifier.report.result import number
+
+    sides = {"lower": found.lower, "upper": found.upper, "least": found.least, "greatest": found.greatest}
+    return {
+        **{name: [[number(v) for v in row] for row in side.tolist()] for name, side in sides.items()},
+        "status": [list(states) for states in found.status],
+        "gap": gap,
+        "ending": ending,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _save(path: Path, found: ExactRange) -> None:
+    import numpy as np
+
+    names = ("lower", "upper", "least", "greatest", "least_at", "greatest_at")
+    with open(path, "wb") as target:  # numpy would add its own ending to a name
+        np.savez(target, **{name: getattr(found, name).numpy() for name in names})

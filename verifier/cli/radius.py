@@ -1,0 +1,189 @@
+"""``verifier radius --exact``: how far an input is from the nearest one of another class, from both sides."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from decimal import ROUND_CEILING, ROUND_FLOOR
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verifier import __version__, limits
+from verifier.cli import INTERRUPTED, options
+from verifier.cli.search import Ending, follow
+from verifier.cli.text import outward
+from verifier.errors import InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from verifier.exact.radius import RadiusBracket, RadiusProgress
+    from verifier.exact.witness import Confirmation
+    from verifier.network import Network
+
+GAP = 1e-6
+SCHEMA = "nn-verifier/radius/1"
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = commands.add_parser(
+        "radius",
+        allow_abbrev=False,
+        usage="%(prog)s MODEL.onnx --exact --input FILE [OPTIONS]",
+        help="the distance from an input to the nearest one of another class",
+        description="The least change of an input that changes the model's class: a proven lower end, and the distance "
+        "of an input of another class that was found.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("--exact", action="store_true",
+                        help="the radius itself, by mixed-integer programming whose every step is proven; needed now")
+    options.add_exactness(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE.npy", help="write the nearest input of another class")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="write the result as JSON; - for stdout, in place of the plain answer")
+    options.add_point_options(parser)
+    options.add_size_limit(parser)
+    options.add_amount(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Search, check the point, write, print; the exit code."""
+    _check(arguments)
+    options.output_files({"--output": arguments.output, "--json": arguments.json}, (arguments.model, arguments.input))
+    start = limits.process_start()
+    network, search = _search(arguments)
+    if arguments.label is None and not arguments.quiet:
+        print(f"verifier: label {search.label}: the model's own class", file=sys.stderr)
+    ending = follow(search, start, arguments.timeout, arguments.quiet, _describe)
+    found = search.found()
+    confirmed = _confirmed(arguments, network, found)
+    seconds = limits.now() - start
+    if not arguments.quiet:
+        for line in _explained(found, confirmed, ending, seconds):
+            print(f"verifier: {line}", file=sys.stderr)
+    if arguments.json is not None:
+        text = json.dumps(_record(arguments, found, confirmed, ending, seconds), indent=1, allow_nan=False)
+        if str(arguments.json) == "-":
+            print(text, flush=True)
+            return _code(ending)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+    print("\n".join(_lines(found)), flush=True)
+    return _code(ending)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not arguments.exact:
+        raise UnsupportedError("radius without --exact is not supported yet: give --exact")
+    if arguments.input is None:
+        raise InputError("--input FILE is needed: the input whose distance to another class is asked for")
+    if (arguments.mean is None) != (arguments.std is None):
+        raise InputError("--mean and --std belong together")
+
+
+def _search(arguments: argparse.Namespace) -> tuple[Network, Any]:
+    from verifier import arrays
+    from verifier.exact.radius import RadiusSearch, check_norm
+    from verifier.network import read_network
+    from verifier.ranges import single
+    from verifier.regions import normalised
+
+    check_norm(arguments.norm)
+    limit: dict[str, Any] = {} if arguments.max_bytes is None else {"max_bytes": arguments.max_bytes}
+    network = single(read_network(arguments.model, **limit))
+    if arguments.mean is not None:
+        network = normalised(network, arguments.mean, arguments.std)
+    point = arrays.read_point(arguments.input, network.inputs[0].shape, arguments.max_bytes or arrays.MAX_BYTES)
+    gap = GAP if arguments.gap is None else arguments.gap
+    return network, RadiusSearch(
+        network, point, arguments.norm, label=arguments.label, data_range=arguments.data_range, gap=gap
+    )
+
+
+def _confirmed(arguments: argparse.Namespace, network: Network, found: RadiusBracket) -> Confirmation | None:
+    """What onnxruntime says of the point, which is written where asked."""
+    if found.point is None:
+        return None
+    from verifier.exact.witness import confirm
+
+    if arguments.output is not None:
+        import numpy as np
+
+        with open(arguments.output, "wb") as target:  # numpy would add its own ending to a name
+            np.save(target, found.point)
+    return confirm(network, found.point, found.label)
+
+
+def _code(ending: Ending) -> int:
+    return INTERRUPTED if ending == "interrupted" else 0
+
+
+def _describe(progress: RadiusProgress) -> str:
+    return (
+        f"proven {progress.lower:.6g}, found {progress.upper:.6g}, gap {progress.upper - progress.lower:.3g}, "
+        f"{progress.open} open subproblems"
+    )
+
+
+def _explained(
+    found: RadiusBracket, confirmed: Confirmation | None, ending: Ending, seconds: float
+) -> list[str]:
+    """The lines on stderr: how the answer came about, and what onnxruntime says where that is another thing."""
+    match found.status:
+        case "exact":
+            text = "the radius is known to within the gap"
+        case "none":
+            text = "no input in the data range has another class"
+        case "open":
+            text = "the proof got stuck: the ends are those reached so far"
+        case _:
+            why = "interrupted" if ending == "interrupted" else "the time is up"
+            text = f"{why}: the ends are those reached so far"
+    lines = [f"{text}; {seconds:.1f} s; proven in real arithmetic over the stored weights"]
+    if confirmed is not None and not confirmed.reached:
+        lines.append(
+            f"onnxruntime still gives label {found.label} at the point in {confirmed.dtype}, ahead by "
+            f"{confirmed.lead:.3g}: the point lies where the classes meet, up to rounding"
+        )
+    return lines
+
+
+def _lines(found: RadiusBracket) -> list[str]:
+    """The answer: the lower end rounded down, the upper one up."""
+    lines = [
+        found.status,
+        f"lower {outward(found.lower, ROUND_FLOOR)}",
+        f"upper {outward(found.upper, ROUND_CEILING)}",
+        f"label {found.label}",
+    ]
+    return lines + ([] if found.other is None else [f"other {found.other}"])
+
+
+def _record(
+    arguments: argparse.Namespace, found: RadiusBracket, confirmed: Confirmation | None, ending: Ending, seconds: float
+) -> dict[str, Any]:
+    """The result as data (``report/radius-1.schema.json``): exact decimals; an infinite end is null."""
+    from verifier.report.result import number
+
+    asked = {name: getattr(arguments, name) for name in ("input", "norm", "data_range", "mean", "std")}
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "verifier": __version__,
+        "model": str(arguments.model),
+        "query": {k: str(v) if isinstance(v, Path) else v for k, v in asked.items() if v is not None},
+        "label": found.label,
+        "status": found.status,
+        "ending": ending,
+        "semantics": "real",
+        "lower": number(found.lower),
+        "upper": number(found.upper),
+        "gap": GAP if arguments.gap is None else arguments.gap,
+        "seconds": round(seconds, 3),
+    }
+    if found.point is not None and confirmed is not None:
+        record["other"] = found.other
+        record["point"] = [number(v) for v in found.point.reshape(-1).tolist()]
+        record["onnxruntime"] = {
+            "version": confirmed.version, "dtype": confirmed.dtype, "class": confirmed.label,
+            "reached": confirmed.reached, "lead": number(confirmed.lead),
+        }  # fmt: skip
+    return record
