@@ -220,7 +220,8 @@ class Search:
 
     def _split(self, state: SearchState, node: Node, x: Tensor | None, lower: Tensor, upper: Tensor) -> SearchState:
         """The nearer child is next, the other one waits."""
-        free = (self.model.integer & (upper - lower >= 1)).nonzero().flatten()
+        exact = torch.maximum(lower.abs(), upper.abs()) < 2**53  # else a split value and the next one may be one float
+        free = (self.model.integer & exact & (upper - lower >= 1)).nonzero().flatten()
         if not free.shape[0]:
             return replace(state, stuck=(*state.stuck, node))
         point = (lower + upper) / 2 if x is None else torch.minimum(torch.maximum(x, lower), upper)

@@ -219,3 +219,16 @@ def test_coefficients_of_one_column_are_not_lost_in_their_sum(least: float) -> N
     graph, box = trace(Thrice(), torch.zeros(1, 1)), Box(torch.tensor([[[least]]]), torch.tensor([[[5.0]]]))
     found = minimum(graph, box, torch.tensor([[1e16, 1.0, -1e16]], dtype=torch.float64), runner=None, seconds=5.0)
     assert -1000.0 < found.bound <= least
+
+
+class Whole(nn.Module):
+    """Rounds down."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.floor(0.3 * x)
+
+
+def test_whole_numbers_that_floats_do_not_tell_apart_are_not_split() -> None:
+    graph, end = trace(Whole(), torch.zeros(1, 1)), torch.tensor([[[1e20]]], dtype=torch.float64)
+    found = minimum(graph, Box(-end, end), torch.ones((1, 1)), runner=None)
+    assert found.status is Outcome.OPEN and -math.inf < found.bound <= found.value
