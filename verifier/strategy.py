@@ -112,9 +112,14 @@ class AscentPlan:
 
 @dataclass(frozen=True, slots=True)
 class ProgramPlan:
-    """Mixed-integer programs in place of splits. ``steps`` of ascent for each neuron whose bounds enter a program."""
+    """Mixed-integer programs in place of splits. ``steps`` (at least 1) of ascent for each neuron whose bounds enter a
+    program."""
 
     steps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"ProgramPlan.steps is {self.steps}: at least 1 is needed")
 
 
 @dataclass(frozen=True, slots=True)

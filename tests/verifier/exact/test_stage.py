@@ -107,3 +107,8 @@ def _written(frames: list[Frame], target: Path) -> None:
         stream.write(MAGIC)
         for frame in frames:
             write_frame(stream, frame)
+
+
+def test_bounds_of_neurons_are_ascended() -> None:
+    with pytest.raises(ValueError, match="at least 1 is needed"):
+        ProgramPlan(steps=0)
