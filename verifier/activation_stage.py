@@ -17,7 +17,8 @@ from verifier.branch.activation_split import ActivationSplit, SplitState
 from verifier.branch.problem import OpenTask, Tally
 from verifier.branch.root import recall, refine, refine_by_splits, screen, watched
 from verifier.branch.waiting import Waiting, bounds_of
-from verifier.checkpoint import Saved, of_search
+from verifier.checkpoint import Saved, identity, of_search
+from verifier.lending import Loans, SharedSearch, SharedState
 from verifier.record import inner
 from verifier.record.roots import keeping
 from verifier.run import Run
@@ -25,7 +26,7 @@ from verifier.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Begun:
+class Begun:
     """A search over one box, and where it stands; ``task`` has the bounds that it works with."""
 
     task: OpenTask
@@ -64,11 +65,11 @@ def screened(run: Run) -> Waiting | None:
     return Waiting(tuple(open_tasks), Tally(run.refuted, run.margin))
 
 
-def _split_task(run: Run, waiting: Waiting, saved: Saved | None) -> SplitState:
+def _split_task(run: Run, waiting: Waiting, saved: Saved | None) -> SplitState | SharedState:
     """Branch on the box at hand until it is done or the time is up."""
     run.enter("activation split")
     run.settled, run.margin, run.upper = waiting.tally.refuted, waiting.tally.least_margin, waiting.tally.upper_bound
-    begun = _started(run, waiting.task) if saved is None else _resumed(run, waiting.task, saved)
+    begun = _started(run, waiting.task) if saved is None else resumed(run, waiting.task, saved)
     if waiting.interrupted:
         return _followed(run, waiting, begun)
     state = _followed(run, waiting, begun, time.monotonic() + run.strategy.attack_after)
@@ -78,26 +79,44 @@ def _split_task(run: Run, waiting: Waiting, saved: Saved | None) -> SplitState:
         _attack_longer(run, waiting.tasks)
     begun = _with_better_bounds(run, replace(begun, state=state))
     run.enter("activation split")
-    return _followed(run, replace(waiting, interrupted=True), begun)
+    waiting = replace(waiting, interrupted=True)
+    if may_lend(run):
+        return _shared(run, waiting, begun)
+    return _followed(run, waiting, begun)
 
 
-def _started(run: Run, task: OpenTask) -> _Begun:
+def may_lend(run: Run) -> bool:
+    """Whether a second process may take part: what is written of a search is written by one."""
+    alone = run.saver is not None or run.write is not None
+    return run.lender is not None and run.strategy.workers > 1 and not alone and run.exact.device.type == "cpu"
+
+
+def _shared(run: Run, waiting: Waiting, begun: Begun) -> SharedState:
+    """As ``_followed`` to the end, with a second process on half of what is open."""
+    assert run.lender is not None
+    place = Waiting((begun.task,), interrupted=True).tensors(watched(run.exact, begun.task))
+    loans = Loans(run.lender, run.strategy.lend, identity(run.query, run.strategy), place, run.deadline)
+    outside = waiting.outside(run.problem.tasks)
+    return run.follow(SharedSearch(begun.search, loans), SharedState(begun.state), 1 / run.problem.tasks, outside)
+
+
+def _started(run: Run, task: OpenTask) -> Begun:
     """A search from its beginning, with bounds that ascended."""
     plan, plans = run.strategy.activation_split, (run.rough, run.exact)
     until, keep = run.share(plan.intermediate_share), keeping(run.write, task.task)
     refined = refine(run.problem, plans, task, plan.intermediate_steps, until, keep)
     search = ActivationSplit(run.problem, plans, refined, plan, run.write)
-    return _Begun(refined, search, search.start())
+    return Begun(refined, search, search.start())
 
 
-def _resumed(run: Run, task: OpenTask, saved: Saved) -> _Begun:
+def resumed(run: Run, task: OpenTask, saved: Saved) -> Begun:
     """A search where a checkpoint left it."""
     known = recall(run.problem, run.exact, task, bounds_of(saved, run.exact.device))
     search = ActivationSplit(run.problem, (run.rough, run.exact), known, run.strategy.activation_split, run.write)
-    return _Begun(known, search, search.restore(of_search(saved)))
+    return Begun(known, search, search.restore(of_search(saved)))
 
 
-def _with_better_bounds(run: Run, begun: _Begun) -> _Begun:
+def _with_better_bounds(run: Run, begun: Begun) -> Begun:
     """A search with better bounds of inner neurons, from its beginning (what is open was bounded with worse lines); the
     same search where there are none."""
     run.enter("inner bounds")
@@ -107,10 +126,10 @@ def _with_better_bounds(run: Run, begun: _Begun) -> _Begun:
     if better is begun.task:
         return begun
     search = ActivationSplit(run.problem, plans, better, plan, run.write)
-    return _Begun(better, search, search.start())
+    return Begun(better, search, search.start())
 
 
-def _followed(run: Run, waiting: Waiting, begun: _Begun, until: float = math.inf) -> SplitState:
+def _followed(run: Run, waiting: Waiting, begun: Begun, until: float = math.inf) -> SplitState:
     """The state of a search when it is done, or the time ``until`` has come."""
     known, outside = watched(run.exact, begun.task), waiting.outside(run.problem.tasks)
     run.place = lambda: waiting.tensors(known)

@@ -127,7 +127,7 @@ class Saver:
 
 def write(path: Path, made_for: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> None:
     """Write a file in one step; where that fails nothing is left behind. Raises ``OSError``."""
-    header = {"format": FORMAT, "identity": dict(made_for), "sha256": _digest(made_for, state)}
+    header = {"format": FORMAT, "identity": dict(made_for), "sha256": digest_of(made_for, state)}
     text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     draft = path.with_name(path.name + ".part")
     try:
@@ -158,12 +158,13 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if version != FORMAT:
         raise InputError(f"{path}: a checkpoint of the format {version!r}, not {FORMAT!r}: remove it to start anew")
     state = {name.removeprefix("state/"): values for name, values in found.items() if name != "header"}
-    if digest != _digest(made_for, state):
+    if digest != digest_of(made_for, state):
         raise InputError(f"{path}: damaged (its content has another hash than it names): remove it to start anew")
     return {"format": version, "identity": made_for}, state
 
 
-def _digest(made_for: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> str:
+def digest_of(made_for: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over what a state was made for and all of its arrays."""
     digest = hashlib.sha256(json.dumps(dict(made_for), sort_keys=True).encode())
     for name in sorted(state):
         digests.add(digest, name, state[name])

@@ -46,6 +46,12 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
+def free_cores() -> int:
+    """The number of cores to work on: those that this process may use, at most OMP_NUM_THREADS where that is set."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores(), int(said))) if said.isdecimal() else cores()
+
+
 def thread_environment(threads: int) -> dict[str, str]:
     """The process environment with the numerical libraries held to ``threads`` threads.
 
@@ -54,8 +60,12 @@ def thread_environment(threads: int) -> dict[str, str]:
     they spin, which on a machine with other work to do took two to four times the processor time of the work itself.
     """
     number = os.environ.get("OMP_NUM_THREADS", str(threads))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return dict.fromkeys(names, number) | {"OMP_WAIT_POLICY": "PASSIVE"} | dict(os.environ)
+    return exactly(number) | {"OMP_WAIT_POLICY": "PASSIVE"} | dict(os.environ)
+
+
+def exactly(threads: int | str) -> dict[str, str]:
+    """The variables that hold the numerical libraries to ``threads`` threads, whatever the user has set."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
 
 
 def resident_bytes(pid: int) -> int:

@@ -24,6 +24,7 @@ from verifier.branch.problem import Misfit, Problem
 from verifier.branch.root import real_status
 from verifier.checkpoint import Saved, Saver, identity, of_search
 from verifier.errors import InputError
+from verifier.lending import Lender
 from verifier.query import Query
 from verifier.record.frames import RecordError
 from verifier.record.writer import Mark, Recorder, about
@@ -43,8 +44,10 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
     strategy: Strategy | None = None,
     record: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    lender: Lender | None = None,
 ) -> Verdict:
-    """Decide a query (see ``verifier.api.verify``); ``strategy`` overrides what ``strategy.choose`` would choose."""
+    """Decide a query (see ``verifier.api.verify``); ``strategy`` overrides what ``strategy.choose`` would choose.
+    ``lender`` shares a long search with a second process, which reads the query again by itself."""
     start = time.monotonic()
     times = start, math.inf if timeout is None else start + timeout
     strategy = choose(features(query), seed) if strategy is None else strategy
@@ -56,7 +59,9 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
         if record is not None:
             recorder, saved = _recorder(record, about(query, strategy), saver, saved)
             stack.enter_context(recorder)
-        verdict = _decide(query, times, place, strategy, _Listeners(report, recorder, saver, saved))
+        if lender is not None:
+            stack.enter_context(lender)
+        verdict = _decide(query, times, place, strategy, _Listeners(report, recorder, saver, saved, lender))
         verdict = verdict if recorder is None else recorder.close(verdict)
     notes = (*query.notes, *verdict.notes, *(saver.notes if saver is not None else ()))
     return replace(verdict, seconds=time.monotonic() - start, notes=notes)
@@ -64,12 +69,14 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
 
 @dataclass(frozen=True, slots=True)
 class _Listeners:
-    """Who hears of a run: its caller, its record, its checkpoint; and what this has ``saved`` of an earlier run."""
+    """Who hears of a run: its caller, its record, its checkpoint, and what this has ``saved`` of an earlier run; who
+    shares its work."""
 
-    report: Callable[[Progress], None] | None
-    recorder: Recorder | None
-    saver: Saver | None
-    saved: Saved | None
+    report: Callable[[Progress], None] | None = None
+    recorder: Recorder | None = None
+    saver: Saver | None = None
+    saved: Saved | None = None
+    lender: Lender | None = None
 
 
 def _recorder(
@@ -97,20 +104,10 @@ def _decide(
         return Verified(stage="property")
     saver, recorder = listeners.saver, listeners.recorder
     with torch.no_grad(), plain_products():
-        exact = prepare(query.graph, torch.float64, place, Rounding.of(torch.float64))
-        run = Run(
-            query,
-            Problem.of(query, place),
-            prepare(query.graph, torch.float32, place),
-            exact,
-            strategy,
-            Replayer(query, lambda query, point, clause: real_status(query, exact, point, clause)),
-            *times,
-            report=listeners.report,
-            write=None if recorder is None else recorder.write,
-            marked=dict if recorder is None else recorder.marked,
-            saver=saver,
-        )
+        run = prepared(query, times, place, strategy)
+        run.report, run.saver, run.lender = listeners.report, saver, listeners.lender
+        if recorder is not None:
+            run.write, run.marked = recorder.write, recorder.marked
         try:
             verdict = _stages(run, listeners.saved)
         except Decided as decided:
@@ -120,6 +117,20 @@ def _decide(
     if saver is not None and not isinstance(verdict, TimedOut):
         saver.remove()
     return verdict
+
+
+def prepared(query: Query, times: tuple[float, float], place: torch.device, strategy: Strategy) -> Run:
+    """A run of a query from a start to a deadline, which nobody hears of yet."""
+    exact = prepare(query.graph, torch.float64, place, Rounding.of(torch.float64))
+    return Run(
+        query,
+        Problem.of(query, place),
+        prepare(query.graph, torch.float32, place),
+        exact,
+        strategy,
+        Replayer(query, lambda query, point, clause: real_status(query, exact, point, clause)),
+        *times,
+    )
 
 
 def _stages(run: Run, saved: Saved | None) -> Verdict:

@@ -45,40 +45,52 @@ class WorkerProcess:
     """A running worker. ``command`` replaces the worker's program (tests put a fake engine there)."""
 
     def __init__(
-        self, events: SimpleQueue[Event], *, threads: int, command: Command | None = None, echo: bool = False
+        self,
+        events: SimpleQueue[Event],
+        *,
+        threads: int,
+        command: Command | None = None,
+        echo: bool = False,
+        leader: bool = True,
     ) -> None:
-        """Start the process; its events go to ``events``; ``echo`` passes its stderr on to ours."""
-        self.born = limits.now()
+        """Start the process; its events go to ``events``; ``echo`` passes its stderr on to ours. One that is not the
+        ``leader`` of a group of its own stays in ours, has exactly ``threads`` threads, and ends with our group."""
+        self.born, self.leader = limits.now(), leader
+        self.second: int | None = None
         self.process = subprocess.Popen(
             command or worker_command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if echo else subprocess.PIPE,
-            env=_environment(threads),
-            start_new_session=True,
+            env=_environment(threads) if leader else _environment(threads) | limits.exactly(threads),
+            start_new_session=leader,
         )
         self._last_words: collections.deque[str] = collections.deque(maxlen=_LAST_WORDS)
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
         if not echo:
             threading.Thread(target=self._overhear, daemon=True).start()
 
-    def send(self, message: protocol.Message) -> None:
+    def send(self, message: protocol.Message, attached: bytes = b"") -> None:
         """Hand over a request; where the worker is dead already, its closing event says so."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
-            protocol.send(self.process.stdin, message)
+            protocol.send(self.process.stdin, message, attached)
 
     def kill(self, *, wait: bool = True) -> None:
         """End the process and all that it started, at once; ``wait`` until the system has taken back its memory."""
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+                if self.leader:
+                    os.killpg(self.process.pid, signal.SIGKILL)
+                else:
+                    self.process.kill()
         if wait:
             self.process.wait()
 
     def resident_bytes(self) -> int:
-        """Physical memory that the worker holds, in bytes (0: unknown)."""
-        return limits.resident_bytes(self.process.pid)
+        """Physical memory that the worker holds, with its ``second`` process, in bytes (0: unknown)."""
+        pids = [self.process.pid] + ([] if self.second is None else [self.second])
+        return sum(limits.resident_bytes(pid) for pid in pids)
 
     def peak_bytes(self) -> int:
         """The most physical memory that the worker has held, in bytes (0: unknown, or it has ended)."""
@@ -120,9 +132,9 @@ class WorkerProcess:
                 self._last_words.append(line.decode(errors="replace"))
 
 
-def worker_command() -> list[str]:
+def worker_command(module: str = "verifier.worker") -> list[str]:
     """The command that starts a worker. ``-P`` keeps modules of the working directory out."""
-    return [sys.executable, "-P", "-m", "verifier.worker", str(os.getpid())]
+    return [sys.executable, "-P", "-m", module, str(os.getpid())]
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -5,7 +5,7 @@ Parent to worker, one at a time:
 - ``{"type": "verify", "task": {...}, "deadline": t | null, "seed", "device", "evidence", "verbose"}``; ``t`` is a
   moment on the monotonic clock at which the worker should stop by itself; ``"explain": true`` asks for an explanation,
   ``"record": path`` for a record of the proof,
-  ``"checkpoint": path`` for a file to go on from and to write to.
+  ``"checkpoint": path`` for a file to go on from and to write to; ``"cores": n`` may be worked on.
 
 Worker to parent:
 
@@ -13,7 +13,10 @@ Worker to parent:
 - ``{"type": "progress", "stage", "lower_bound", "upper_bound", "open_subproblems", "open_share", "seconds"}``,
 - ``{"type": "explanation", "lines": [text, ...]}``, before the work starts, where it was asked for,
 - ``{"type": "verdict", "record": {...}, "witness": text}``,
-- ``{"type": "failure", "kind", "exit_code", "message", "traceback"}``.
+- ``{"type": "failure", "kind", "exit_code", "message", "traceback"}``,
+- ``{"type": "second", "pid": number | null}``: the process that it has lent work to (``verifier/lending.py``).
+
+A message with ``"attached": n`` is followed by n bytes, which its reader finds under ``"data"``.
 
 There is no pickle: a message cannot run code. Python's spelling of infinities in JSON is used on both sides.
 """
@@ -29,10 +32,11 @@ Message = dict[str, Any]
 _LENGTH = struct.Struct(">I")
 
 
-def send(stream: IO[bytes], message: Message) -> None:
+def send(stream: IO[bytes], message: Message, attached: bytes = b"") -> None:
     """Write one message and flush. Raises ``OSError`` (broken pipe) where nobody reads any more."""
-    data = json.dumps(message).encode()
+    data = json.dumps({**message, "attached": len(attached)} if attached else message).encode()
     stream.write(_LENGTH.pack(len(data)) + data)
+    stream.write(attached)
     stream.flush()
 
 
@@ -47,6 +51,9 @@ def receive(stream: IO[bytes]) -> Message | None:
     message = json.loads(data)
     if not isinstance(message, dict):
         raise ValueError("a message is a JSON object")
+    if "attached" in message:
+        message["data"] = _exactly(stream, message["attached"])
+        return None if message["data"] is None else message
     return message
 
 

@@ -21,6 +21,7 @@ from verifier.attacks.plan import AttackPlan
 from verifier.attacks.search import candidates
 from verifier.branch.problem import Problem, S, Search, SearchState
 from verifier.checkpoint import Saver
+from verifier.lending import Lender
 from verifier.query import Query
 from verifier.record.entries import Write
 from verifier.replay import Replayer
@@ -52,7 +53,7 @@ class Run:
 
     ``margin`` is the least of a refutation; ``bound`` and ``upper``: of what is open, as computed.
     ``settled`` subproblems were refuted before the search at hand began. ``place``: what a checkpoint says of what
-    stands around that search, ``marked``: how far the record had come."""
+    stands around that search, ``marked``: how far the record had come. ``lender``: of half of a long search."""
 
     query: Query
     problem: Problem
@@ -65,6 +66,7 @@ class Run:
     report: Callable[[Progress], None] | None = None
     write: Write | None = None
     saver: Saver | None = None
+    lender: Lender | None = None
     place: Callable[[], dict[str, Tensor]] = dict
     marked: Callable[[], dict[str, Tensor]] = dict
     stage: str = "load"

@@ -111,6 +111,15 @@ class AscentPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class LendPlan:
+    """A search of activation splits that goes on for ``after`` seconds after its interruption, with at least ``least``
+    open subproblems, lends half of them to a second process."""
+
+    after: float = 1.0
+    least: int = 256
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramPlan:
     """Mixed-integer programs in place of splits. ``steps`` (at least 1) of ascent for each neuron whose bounds enter a
     program."""
@@ -127,7 +136,8 @@ class Strategy:
     """How a query is worked on: the first attack, a longer one where activation splits do not decide within
     ``attack_after`` seconds (``attack_rounds`` times the first, but at most ``attack_seconds`` and ``attack_share`` of
     the time left), short ones ``beside`` every search, and one plan for each kind of search. ``split_inputs`` chooses
-    between them; ``programs`` takes the place of both (None: not used). ``choices``: what the features decided, each
+    between them; ``programs`` takes the place of both (None: not used). ``workers``: the processes that may share an
+    activation split on a CPU (1 or 2), as ``lend`` says. ``choices``: what the features decided, each
     with its reason."""
 
     split_inputs: bool
@@ -140,6 +150,8 @@ class Strategy:
     input_split: SplitPlan = field(default_factory=SplitPlan)
     activation_split: AscentPlan = field(default_factory=AscentPlan)
     programs: ProgramPlan | None = None
+    workers: int = 1
+    lend: LendPlan = field(default_factory=LendPlan)
     choices: tuple[Choice, ...] = ()
 
 
@@ -158,16 +170,17 @@ def features(query: Query) -> Features:
     return Features(free, len(query.cases.lower), clauses, count, sum(sizes.values()))
 
 
-def choose(what: Features, seed: int = 0) -> Strategy:
-    """The strategy for a query with these features. What depends on them comes from a ``Choice``."""
+def choose(what: Features, seed: int = 0, cores: int = 1) -> Strategy:
+    """The strategy for a query with these features on so many cores. What depends on them comes from a ``Choice``."""
     split_inputs, batch, forward, backward = _split_inputs(what), _batch(what), _forward(what), _backward(what)
-    steps = _half_space_steps(what)
+    steps, workers = _half_space_steps(what), _workers(cores)
     return Strategy(
         split_inputs=bool(split_inputs.value),
         attack=AttackPlan(seed=seed),
         input_split=SplitPlan(int(batch.value), forward=bool(forward.value), backward=bool(backward.value)),
         activation_split=AscentPlan(half_space_steps=int(steps.value)),
-        choices=(split_inputs, batch, forward, backward, steps),
+        workers=int(workers.value),
+        choices=(split_inputs, batch, forward, backward, steps, workers),
     )
 
 
@@ -180,6 +193,8 @@ def explain(what: Features, strategy: Strategy) -> list[str]:
         own = {name: value for name, value in asdict(strategy).items() if name.startswith("attack_")}
         lines.append(f"longer attack: {_settings(own)}")
     for choice in strategy.choices:
+        if choice.name == "workers" and strategy.split_inputs:
+            continue
         if "." not in choice.name or choice.name.startswith(search):
             lines.append(f"{choice.name} = {choice.value}: {choice.reason}")
     return lines
@@ -209,6 +224,12 @@ def _half_space_steps(what: Features) -> Choice:
         "half-spaces of splits cut them" if few else "half-spaces of splits take little of their box"
     )
     return Choice("activation_split.half_space_steps", HALF_SPACE_STEPS if few else 0, reason)
+
+
+def _workers(cores: int) -> Choice:
+    if cores < 2:
+        return Choice("workers", 1, "there is one core to work on")
+    return Choice("workers", 2, f"{cores} cores: a long activation split is shared with a second process")
 
 
 def _batch(what: Features) -> Choice:

@@ -75,6 +75,8 @@ class Job:
                 self.stages.setdefault(self.progress.stage, limits.now() - self.started)
             case "explanation":
                 self.explanation = message["lines"]
+            case "second":
+                self.worker.second = message["pid"]
         return None
 
     def overdue(self) -> Answer | None:

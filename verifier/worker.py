@@ -52,16 +52,17 @@ def answer(request: protocol.Message, send: Send) -> protocol.Message:
     try:
         return _verify(request, send)
     except VerifierError as error:
-        return _failure(_KINDS.get(error.exit_code, "internal"), error.exit_code, " ".join(str(error).split()))
+        return failure(_KINDS.get(error.exit_code, "internal"), error.exit_code, " ".join(str(error).split()))
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it; it is never a verdict
         if _is_memory(error):
             from verifier.report.result import record
 
             return _verdict(record("unknown", stage="memory", seconds=0.0, reason="out of memory"))
-        return _failure("internal", 4, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return failure("internal", 4, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _verify(request: protocol.Message, send: Send) -> protocol.Message:
+    from verifier.lending import Lender
     from verifier.pipeline import verify
     from verifier.report.result import verdict_record
     from verifier.strategy import choose, explain, features
@@ -72,7 +73,7 @@ def _verify(request: protocol.Message, send: Send) -> protocol.Message:
     send(_progress_message("load", 0.0))
     query = read_task(request["task"])
     known = features(query)
-    strategy = choose(known, request["seed"])
+    strategy = choose(known, request["seed"], request.get("cores", 1))
     if request.get("explain"):
         send({"type": "explanation", "lines": explain(known, strategy)})
     timeout = None if deadline is None else max(deadline - limits.now(), 0.0)
@@ -80,10 +81,11 @@ def _verify(request: protocol.Message, send: Send) -> protocol.Message:
         query,
         timeout=timeout,
         device=request["device"],
-        report=_throttled(send, start),
+        report=throttled(send, start),
         strategy=strategy,
         record=request.get("record"),
         checkpoint=request.get("checkpoint"),
+        lender=Lender(request["task"], send) if strategy.workers > 1 else None,
     )
     witness = ""
     if isinstance(verdict, Violated):
@@ -92,7 +94,7 @@ def _verify(request: protocol.Message, send: Send) -> protocol.Message:
     return _verdict(record | {"seconds": round(limits.now() - start, 3)}, witness)
 
 
-def _throttled(send: Send, start: float) -> Callable[[Progress], None]:
+def throttled(send: Send, start: float) -> Callable[[Progress], None]:
     """Pass progress on, at most once an interval for each stage."""
     last: dict[str, float] = {}
 
@@ -124,7 +126,8 @@ def _verdict(record: dict[str, Any], witness: str = "") -> protocol.Message:
     return {"type": "verdict", "record": record, "witness": witness}
 
 
-def _failure(kind: str, exit_code: int, message: str) -> protocol.Message:
+def failure(kind: str, exit_code: int, message: str) -> protocol.Message:
+    """The closing message that says of the error being handled what kind it is."""
     trace = traceback.format_exc()
     return {"type": "failure", "kind": kind, "exit_code": exit_code, "message": message, "traceback": trace}
 

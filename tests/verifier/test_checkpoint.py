@@ -116,7 +116,7 @@ def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     query, path = of_many_inputs(), tmp_path / "state.npz"
     stopped(query, path, 3)
     header, state = checkpoint.read(path)
-    digest = checkpoint._digest(header["identity"], state)
+    digest = checkpoint.digest_of(header["identity"], state)
     changed = state | {"search.open.bound": state["search.open.bound"] + 1e-9}
     text = json.dumps({**header, "sha256": digest}).encode()
     np.savez(path, header=np.frombuffer(text, np.uint8), **{f"state/{n}": v for n, v in changed.items()})

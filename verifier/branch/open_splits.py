@@ -171,6 +171,19 @@ class OpenSplits:
             warm, cold = warm.take(due), Packed.cat([cold, warm.take(late).bare()])
         return replace(self, warm=warm, cold=cold)
 
+    def halved(self) -> tuple[OpenSplits, OpenSplits]:
+        """Every second one in the order of their bounds is in the second half, all others in the first: both are about
+        as hard."""
+        second = torch.zeros(self.size, dtype=torch.bool, device=self.warm.place.device)
+        second[self.bound.argsort(stable=True)[1::2]] = True
+        warm, cold = second[: self.warm.size], second[self.warm.size :]
+        first = replace(self, warm=self.warm.take(~warm), cold=self.cold.take(~cold))
+        return first, replace(self, warm=self.warm.take(warm), cold=self.cold.take(cold))
+
+    def joined(self, other: OpenSplits) -> OpenSplits:
+        """With all of another part of the same search."""
+        return replace(self, warm=Packed.cat([self.warm, other.warm]), cold=Packed.cat([self.cold, other.cold]))
+
     def pop(self, count: int, plain: Tensor) -> tuple[Splits, OpenSplits]:
         """``(the count with the least bounds, the rest)``."""
         chosen, _ = least(self.bound, count)

@@ -76,6 +76,7 @@ def run(arguments: argparse.Namespace, session: Session | None = None) -> int:
         explain=arguments.explain,
         record=_absolute(arguments.record),
         checkpoint=_absolute(arguments.checkpoint),
+        cores=limits.free_cores(),
     )
     with Display(choose_mode(arguments.quiet)) as display:
         outcome, interrupted = session.wait(job, request, _Watcher(display))
