@@ -197,6 +197,8 @@ def programs(query: Query, budget: Budget) -> bool:
         except (UnsupportedError, InputError):
             return False
         for clause in problem.clauses[task.task][task.alive].tolist():
+            if not encoded.literals(clause):
+                return False
             model = clause_program(encoded, clause).model
             found = search(model, Simplex(model), goal, nodes=8 * budget.rounds, seconds=budget.seconds)
             if found.outcome is not Outcome.PROVEN:

@@ -84,6 +84,11 @@ class EncodedBox:
         first, last = self.query.cases.clauses_of[self.number : self.number + 2].tolist()
         return range(first, last)
 
+    def literals(self, clause: int) -> int:
+        """How many literals a clause of the query has."""
+        first, last = self.query.cases.literals_of[clause : clause + 2].tolist()
+        return int(last - first)
+
 
 def clause_program(encoded: EncodedBox, clause: int) -> Program:
     """The program whose minimum is the margin of one clause of the box.

@@ -40,7 +40,8 @@ def settle_programs(run: Run, plan: ProgramPlan) -> Verdict:
         clauses = run.problem.clauses[task.task][task.alive].tolist()
         for done, clause in enumerate(clauses):
             run.open_share = (count - number - done / len(clauses)) / run.problem.tasks
-            outcome = _settle(run, encoded, task.task, clause)
+            # A clause without literals holds everywhere: no program refutes it.
+            outcome = _settle(run, encoded, task.task, clause) if encoded.literals(clause) else Outcome.OPEN
             if run.expired() and outcome is not Outcome.PROVEN:
                 return run.undecided("")
             stuck += outcome is not Outcome.PROVEN
