@@ -185,6 +185,7 @@ def test_who_has_an_exact_form() -> None:
         op in {type(e.op) for e in listed.EXAMPLES} | set(listed.ELSEWHERE)
         for op in operators()
         if issubclass(op, Nonlinear)
+        and op.__module__.startswith("bounds.ops")  # other tests make operators of their own
     )
     with pytest.raises(UnsupportedOperatorError, match="Sigmoid has no exact form"):
         next(e for e in listed.EXAMPLES if e.name.startswith("Sigmoid")).op.exact([])
