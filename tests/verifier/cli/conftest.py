@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from verifier import limits
@@ -35,3 +36,17 @@ def ask(fake_worker: list[str], tmp_path: Path) -> Callable[..., int]:
         return verify.run(arguments, session)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def model(checkout: Path) -> str:
+    """Two inputs, three scores."""
+    return str(checkout / "tests" / "corpus" / "ranking_deep_sat.onnx")
+
+
+@pytest.fixture
+def point(tmp_path: Path) -> str:
+    """A file with a point of that model."""
+    path = tmp_path / "x.npy"
+    np.save(path, np.array([0.25, -0.5], dtype=np.float32))
+    return str(path)

@@ -29,19 +29,6 @@ SCHEMA = resources.files("verifier").joinpath("report/range-1.schema.json")
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(scope="module")
-def model(checkout: Path) -> str:
-    """Two inputs, three scores."""
-    return str(checkout / "tests" / "corpus" / "ranking_deep_sat.onnx")
-
-
-@pytest.fixture
-def point(tmp_path: Path) -> str:
-    path = tmp_path / "x.npy"
-    np.save(path, np.array([0.25, -0.5], dtype=np.float32))
-    return str(path)
-
-
 @pytest.fixture
 def young(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has just started: time limits count from its start."""
