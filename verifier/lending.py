@@ -231,7 +231,9 @@ class SharedSearch:
     def _lent(self, state: SharedState) -> SharedState:
         """After a loan, where it is time for one."""
         loans = self.loans
-        large = state.lent is None and state.own.open.size >= max(2, loans.plan.least)
+        # Which elements are split at points depends on the last bits of bounds, which another process computes anew.
+        alike = self.search.bounding.points is None
+        large = alike and state.lent is None and state.own.open.size >= max(2, loans.plan.least)
         if not large or time.monotonic() < self.due or not loans.lender.ready():
             return state
         mine, half = state.own.open.halved()

@@ -227,7 +227,7 @@ def of_run(run: Run) -> Answer:
 
 def test_a_planted_counterexample_stays_open(planted: ModuleType) -> None:
     ended = Counter[str]()
-    counts = planted.gate(shared_engine(of_run, ended, 6), 1, 10, twins=10)
+    counts = planted.gate(shared_engine(of_run, ended, 6), 1, 10, twins=10, dense=True)
     assert counts["planted, open"] == 10 and ended["loans"] >= 2, (counts, ended)
 
 
