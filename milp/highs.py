@@ -1,7 +1,13 @@
 """Models solved by HiGHS in this process: checked, handed over in one call, stopped as soon as enough is known.
 
-What comes back holds to the solver's tolerances (1e-6) and is no proof (``milp.recheck``). A call into the solver can
-overrun its time limit; ``milp.process`` solves in a process of its own, which can be killed.
+What comes back holds to the solver's tolerances (1e-6) and is no proof (``milp.recheck``).
+
+A time limit is looked at by the solver and, in callbacks, by us: at every iteration of the simplex method and between
+the nodes of branch and bound. Where it calls nobody it cannot be stopped in the process that called it: in presolve and
+in the factorisation of a basis, which on large models take seconds, and at the root of a mixed program, where cuts,
+reduced costs and the search of a smaller program for good points (a sub-MIP) look at its own clock alone. Known never
+to come back are programs with whole columns beyond 32 bits; they are refused. ``milp.process`` solves in a process of
+its own, which is killed: there the limit is kept whatever the solver does.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ __all__ = ["Limits", "Progress", "Runner", "Watch", "problem", "solve"]
 
 _MOST = 2**31 - 1  # the solver counts in 32 bits
 _HUGE = 1e20  # what the solver takes for infinite
+_WIDEST = float(2**30)  # it walks over the values of whole columns in 32 bits, and over an overflow without an end
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,14 +62,15 @@ def solve(
 
     ``Solution.status``: OPTIMAL to the solver's tolerances; INFEASIBLE; STOPPED where ``limits.bound`` or
     ``limits.value`` was met; LIMIT on time or nodes; FAILED where the solver refuses the model (nan, coefficients from
-    1e15, an unbounded program), crashes in a way that can be caught, or contradicts itself. ``bound`` is the best one
+    1e15, whole columns that reach 2**30, an unbounded program), crashes in a way that can be caught, or contradicts
+    itself. ``limits.seconds`` can be overrun, as the module says. ``bound`` is the best one
     that the solver has named, whatever the status. A linear program has row multipliers too (``milp.simplex``).
 
     Raises ``ValueError`` where the model's arrays do not fit together, or ``start`` is not C finite numbers.
     """
     given = problem(model)
     begin = None if start is None else first(model, start).numpy()
-    answer = flaw(model) or flaw_of_columns(model.lower, model.upper, model.cost)
+    answer = refused(model)
     if answer is not None:
         return answer
     outcome = Engine(given).run(limits, start=begin, hear=relay(watch))
@@ -71,7 +79,8 @@ def solve(
 
 @dataclass(frozen=True, slots=True)
 class InProcess:
-    """The runner that solves in the caller's process."""
+    """The runner that solves in the caller's process. It cannot be killed: where the solver calls nobody it goes on
+    beyond ``limits.seconds`` (the module says where), which ``milp.process.ProcessRunner`` never does."""
 
     def __call__(
         self,
@@ -85,12 +94,19 @@ class InProcess:
         return solve(model, limits, start=start, watch=watch)
 
 
-def filled(model: Model, columns: Tensor, values: Tensor) -> Tensor | None:
+def filled(
+    model: Model,
+    columns: Tensor,
+    values: Tensor,
+    *,
+    runner: Runner = InProcess(),
+    seconds: float | None = None,
+) -> Tensor | None:
     """``[C]``: values of all columns, phases too, where ``columns`` ``[K]`` (the inputs) have these values: a point for
-    ``solve`` to begin with. None where the solver finds none."""
+    ``solve`` to begin with. None where the ``runner`` finds none (within ``seconds``)."""
     lower = model.lower.index_copy(0, columns, values)
     upper = model.upper.index_copy(0, columns, values)
-    return solve(replace(model, lower=lower, upper=upper, cost=torch.zeros_like(model.cost))).x
+    return runner(replace(model, lower=lower, upper=upper, cost=torch.zeros_like(model.cost)), Limits(seconds)).x
 
 
 def problem(model: Model) -> Problem:
@@ -134,6 +150,21 @@ def _check_rows(model: Model) -> None:
         if twice.numel():
             place = place.sort().values[twice[0]]
             raise ValueError(f"column {int(place) % columns} stands twice in row {int(place) // columns} of the model")
+
+
+def refused(model: Model) -> Solution | None:
+    """The answer to a mixed program that the solver must not be asked about; None: it may."""
+    return flaw(model) or flaw_of_columns(model.lower, model.upper, model.cost) or _flaw_of_whole(model)
+
+
+def _flaw_of_whole(model: Model) -> Solution | None:
+    wide = model.integer & (torch.maximum(model.lower.abs(), model.upper.abs()) >= _WIDEST)
+    if not bool(wide.any()):
+        return None
+    column = int(wide.nonzero()[0])
+    ends = f"[{float(model.lower[column]):g}, {float(model.upper[column]):g}]"
+    reason = f"column {column} takes whole numbers in {ends}: the solver walks over such values in 32 bits"
+    return Solution(Status.FAILED, torch.inf, -torch.inf, reason=reason)
 
 
 def flaw(model: Model) -> Solution | None:

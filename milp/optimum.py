@@ -21,6 +21,9 @@ from milp.highs import InProcess, Runner, filled
 from milp.model import Model
 from milp.settle import Effort, Watch, settle, with_points
 
+FILL_SHARE = 0.1
+"""Of the time limit, what it may take to find the other columns of a point to begin with."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Optimum:
@@ -59,8 +62,10 @@ def minimum(  # noqa: PLR0913 - the questions that a caller may ask
     The search ends where the proven bound is within ``gap`` of the least value found, or after ``seconds`` (bounds of
     the neurons come first and are not interrupted). ``envelope``: how far the envelope of an operator without an exact
     form may be from it (None: such an operator is an error). ``point`` ``[1, *input shape]``: a point of the box to
-    begin with, such as an attack's best. ``runner`` runs the solver (``milp.process.ProcessRunner``: in a process that
-    can be killed; None: not at all). ``watch`` hears how far it is.
+    begin with, such as an attack's best. ``runner`` runs the solver's own search: ``milp.process.ProcessRunner`` in a
+    process that is killed at its limit; the default in this process, where it can overrun ``seconds`` in presolve and
+    at the root of its search, which nobody can interrupt (``milp.highs``); None: not at all. The linear programs of the
+    proof run in this process and look at the clock at every iteration. ``watch`` hears how far it is.
 
     Raises ``ValueError`` where shapes do not fit or a neuron has no finite bounds, ``UnsupportedOperatorError`` for an
     operator without an exact form.
@@ -105,22 +110,33 @@ class Encoded:
         def at(x: Tensor) -> Tensor:
             return x[inputs].reshape(self.box.lower.shape).clamp(self.box.lower, self.box.upper)
 
-        def value(x: Tensor) -> float:
-            return float((row * self.graph.evaluate(at(x))[0]).sum())
+        def taken(point: Tensor) -> float:
+            return float((row * self.graph.evaluate(point)[0]).sum())
 
-        first = None if begin is None else filled(model, inputs, _inside(self.box, begin).flatten())
-        effort = replace(effort, watch=with_points(effort.watch, at))
-        found = settle(model, Goal(gap=gap, evaluate=value), effort, known=known, first=first)
+        begin = None if begin is None else _inside(self.box, begin)
+        best, first = math.inf, None
+        if begin is not None:
+            best, first = taken(begin), self._filled(model, begin.flatten(), effort)
+        left = None if effort.seconds is None else effort.seconds - (time.monotonic() - start)
+        effort = replace(effort, seconds=left, watch=with_points(effort.watch, at))
+        goal = Goal(gap=gap, evaluate=lambda x: taken(at(x)))
+        found = settle(model, goal, effort, known=known, best=best, first=first)
         answer = found.answer
         return Optimum(
             answer.value,
-            None if answer.x is None else at(answer.x),
+            begin if answer.x is None else at(answer.x),
             answer.bound,
             found.claimed,
             answer.outcome,
             answer.nodes,
             time.monotonic() - start,
         )
+
+    def _filled(self, model: Model, begin: Tensor, effort: Effort) -> Tensor | None:
+        """A point to begin with, where the runner finds its other columns in a part of the time."""
+        seconds = None if effort.seconds is None else effort.seconds * FILL_SHARE
+        runner = InProcess() if effort.runner is None else effort.runner
+        return filled(model, model.columns[self.prepared.plan.input], begin, runner=runner, seconds=seconds)
 
 
 def _inside(box: Box, point: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class ProcessRunner:
         both cases with the best bound and point that it had told of."""
         deadline = math.inf if limits.seconds is None else time.monotonic() + limits.seconds
         request = _request(model, limits, start, deadline)
-        answer = highs.flaw(model) or highs.flaw_of_columns(model.lower, model.upper, model.cost)
+        answer = highs.refused(model)
         if answer is not None:
             return answer
         if self._worker is None or not self._worker.alive():

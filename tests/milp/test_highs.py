@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from milp.engine import Limits
-from milp.highs import Progress, solve
+from milp.highs import Progress, Runner, solve
 from milp.model import Model, Solution, Status
+from milp.process import ProcessRunner
 
 TOLERANCE = 1e-6
+PATIENCE = 60.0
+"""Seconds after which a run that hangs is given up."""
 
 
 def real(*numbers: float) -> Tensor:
@@ -223,6 +226,17 @@ def test_nan_is_no_number(programs: ModuleType, field: str) -> None:
 def test_numbers_out_of_range_fail(programs: ModuleType, change: dict[str, object]) -> None:
     found = solve(replace(knapsack(programs), **change))
     assert found.status is Status.FAILED and found.reason and found.bound == -math.inf
+
+
+@pytest.mark.parametrize("ends", [(-3e11, -4.0), (0.0, 2.0**31), (-(2.0**30), 5.0)])
+@pytest.mark.parametrize("run", [solve, ProcessRunner()])
+def test_whole_numbers_beyond_32_bits_are_refused(programs: ModuleType, ends: tuple[float, float], run: Runner) -> None:
+    """The solver walks over them without an end."""
+    model = knapsack(programs)
+    low, high = (model.lower.clone(), model.upper.clone())
+    low[2], high[2] = ends
+    found = run(replace(model, lower=low, upper=high), Limits(seconds=PATIENCE))
+    assert found.status is Status.FAILED and "column 2" in found.reason and found.bound == -math.inf
 
 
 def test_crossed_ends_are_infeasible(programs: ModuleType) -> None:

@@ -232,3 +232,23 @@ def test_whole_numbers_that_floats_do_not_tell_apart_are_not_split() -> None:
     graph, end = trace(Whole(), torch.zeros(1, 1)), torch.tensor([[[1e20]]], dtype=torch.float64)
     found = minimum(graph, Box(-end, end), torch.ones((1, 1)), runner=None)
     assert found.status is Outcome.OPEN and -math.inf < found.bound <= found.value
+
+
+class Steps(nn.Module):
+    """``sum floor(w x)``: whole numbers that the solver does not walk over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[3.0, -1.0], [0.5, 2.0]]) * 1e9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.floor(nn.functional.linear(x, self.weight)).sum(1, keepdim=True)
+
+
+def test_whole_numbers_beyond_32_bits() -> None:
+    """The solver refuses the program, and the proof alone is nearly tight."""
+    graph = trace(Steps(), torch.zeros(1, 2))
+    box = Box(torch.zeros(1, 1, 2, dtype=torch.float64), torch.ones(1, 1, 2, dtype=torch.float64))
+    found = minimum(graph, box, torch.ones((1, 1)), seconds=60.0)
+    assert found.claimed == -math.inf and found.value == 0.0
+    assert -3 <= found.bound <= 0.0
