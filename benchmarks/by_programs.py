@@ -25,7 +25,7 @@ def main() -> None:
     """Decide one property."""
     start, (model, prop, seconds) = time.monotonic(), sys.argv[1:]
     query = read(model, prop)
-    strategy = replace(choose(features(query)), programs=ProgramPlan())
+    strategy = replace(choose(features(query)), programs=ProgramPlan(process=True))
     left = max(0.0, float(seconds) - START_UP - (time.monotonic() - start))
     verdict = pipeline.verify(query, timeout=left, strategy=strategy)
     print(verdict.word)

@@ -9,8 +9,8 @@
 - ``encode``: a network over a box whose neurons have CROWN bounds, as a model (mnist_fc 256x6, cifar10_resnet 2b).
 - ``tighten``: neurons of mnist_fc 256x4 one by one, those first whose bounds the property's worst clause depends on
   most; after each layer the root bound of the clauses, by a walk over the better bounds.
-- ``decide``: every instance by the exact stage alone (the attack before it included), each leaf re-checked, and each
-  unsat proved again from its record.
+- ``decide``: every instance by the exact stage alone (the attack before it and the solver's own search included), each
+  leaf re-checked, and each unsat proved again from its record.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from verifier.instances import Instance, read_instances  # noqa: E402
 from verifier.query import Query  # noqa: E402
 from verifier.record.recheck import recheck  # noqa: E402
 from verifier.strategy import ProgramPlan, choose, features  # noqa: E402
+from verifier.verdict import TO_TOLERANCE  # noqa: E402
 
 ENCODED = (("mnist_fc", "256x6", "prop_3"), ("cifar10_resnet", "2b", "prop_3"))
 TIGHTENED = ("mnist_fc", "256x4", "prop_6_0.03")
@@ -65,6 +66,7 @@ class Decided:
     subproblems: int = 0
     leaves: int = 0
     proved: bool = False
+    reason: str = ""
 
 
 def find(instances: Path, benchmark: str, network: str, prop: str) -> Query:
@@ -165,7 +167,8 @@ def measure_decisions(instances: Path, names: list[str], timeout: float) -> Iter
             record = Path(folder) / "record"
             verdict = pipeline.verify(query, timeout=timeout, strategy=strategy, record=record)
             took = time.process_time() - start
-            row = Decided(*instance.key, verdict.word, instance.expected, took)
+            reason = verdict.reason if isinstance(verdict, verifier.Unknown) else ""
+            row = Decided(*instance.key, verdict.word, instance.expected, took, reason=reason)
             if isinstance(verdict, verifier.Verified):
                 report = recheck(query, record)
                 row = replace(row, subproblems=verdict.subproblems, leaves=report.leaves, proved=report.proved)
@@ -209,7 +212,11 @@ def report(rows: Iterator[Decided], out: Path | None) -> None:
         proved = sum(row.proved for row in part)
         wrong = sum({row.result, row.expected} == {"sat", "unsat"} for row in part)
         seconds = sum(row.seconds for row in part)
-        print(f"{name}: {len(part)} instances, {count}, {proved} unsat proved again, {wrong} wrong, {seconds:.1f} s")
+        claimed = sum(row.reason == TO_TOLERANCE for row in part)
+        print(
+            f"{name}: {len(part)} instances, {count}, {proved} unsat proved again, {claimed} {TO_TOLERANCE}, {wrong} "
+            f"wrong, {seconds:.1f} s"
+        )
 
 
 if __name__ == "__main__":

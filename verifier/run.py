@@ -181,7 +181,9 @@ class Run:
         error = float32_error(self.query, self.exact.device) if ready else math.inf
         return Verified(stage=self.stage, margin=self.margin, subproblems=self.refuted, float32_error=error)
 
-    def undecided(self, reason: str) -> Verdict:
-        """Something is open: for a reason, or (none, or the deadline is over) for want of time."""
-        word = Unknown(stage=self.stage, reason=reason) if reason and not self.expired() else TimedOut(stage=self.stage)
+    def undecided(self, reason: str, *, late: bool = False) -> Verdict:
+        """Something is open: for a reason, or (none, or the deadline is over) for want of time. ``late``: the reason
+        stands though the deadline is over."""
+        known = reason and (late or not self.expired())
+        word = Unknown(stage=self.stage, reason=reason) if known else TimedOut(stage=self.stage)
         return replace(word, best_bound=self.bound, upper_bound=self.upper, open_share=self.open_share)

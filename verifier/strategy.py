@@ -122,9 +122,15 @@ class LendPlan:
 @dataclass(frozen=True, slots=True)
 class ProgramPlan:
     """Mixed-integer programs in place of splits. ``steps`` (at least 1) of ascent for each neuron whose bounds enter a
-    program."""
+    program. A clause that is open after ``nodes`` linear programs is handed to the solver's own search; all of them
+    together have a ``share`` of the time left for it, each at most ``most_seconds``. ``process``: in a process of its
+    own, which is killed when that is over; without it the solver works in the caller's, where it may take longer."""
 
     steps: int = 20
+    nodes: int = 300
+    share: float = 0.3
+    most_seconds: float = 60.0
+    process: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 
 Word = Literal["sat", "unsat", "unknown", "timeout"]
 
+TO_TOLERANCE = "refuted to solver tolerance 1e-6"
+"""The reason of an ``Unknown`` where a solver claims that there is no counterexample and the proof did not come to its
+end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from verifier.instances import Row
 from verifier.report.summary import TOTAL, as_data, as_text, shorten, summarise_rows
+from verifier.verdict import TO_TOLERANCE
 
 
 def row(benchmark: str, result: str, expected: str = "", seconds: str = "1.00", reason: str = "") -> Row:
@@ -39,6 +40,15 @@ def test_text_lines_up_and_gives_reasons_once() -> None:
     assert len({len(line) for line in table}) == 1
     assert table[0].split()[:3] == ["benchmark", "instances", "solved"] and table[3].startswith("total")
     assert text.count("a: 2 without a verdict: nothing left") == 1 and "total: " not in text
+
+
+def test_what_a_solver_alone_refutes_is_counted_apart() -> None:
+    rows = [row("a", "unknown", "unsat", "9.00", TO_TOLERANCE), row("a", "unsat", "unsat"), *ROWS[2:4]]
+    (summary,) = summarise_rows(rows)
+    assert (summary.solved, summary.unsat, summary.unknown) == (1, 1, 3)
+    assert dict(summary.reasons) == {"nothing left": 2, TO_TOLERANCE: 1}
+    assert "a: 1 without a verdict: refuted to solver tolerance 1e-6" in as_text([summary]).splitlines()
+    assert as_data([summary])["benchmarks"][0]["reasons"][TO_TOLERANCE] == 1
 
 
 def test_the_greatest_memory_of_the_rows() -> None:

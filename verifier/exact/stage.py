@@ -3,25 +3,33 @@
 It stands in for splits of inputs or activations where it is chosen. A clause's program has the clause's margin as its
 minimum (``programs.py``); where the search over it (``milp.exact``) proves that to be above 0, no input of the box
 fulfils the clause. Points of its linear programs are tried as counterexamples.
+
+Clauses that are not done after some linear programs are handed to the solver's own search, which is quicker at finding
+counterexamples and proves nothing (``claims.py``); then the own search goes on where it stood.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from bounds import Alpha
 from bounds import prepare as prepare_graph
-from milp.exact import Goal, Outcome, Search
+from milp.exact import Goal, Outcome, Search, SearchState
 from milp.simplex import Simplex
 from verifier.activation_stage import screened
-from verifier.exact.programs import EncodedBox, clause_program
+from verifier.branch.problem import OpenTask
+from verifier.branch.waiting import Waiting
+from verifier.exact.claims import Claim, Claims
+from verifier.exact.programs import EncodedBox, Program, clause_program
 from verifier.record import programs as entries
 from verifier.run import Run
 from verifier.strategy import ProgramPlan
-from verifier.verdict import Verdict
+from verifier.verdict import TO_TOLERANCE, Verdict
 
 
 def settle_programs(run: Run, plan: ProgramPlan) -> Verdict:
@@ -33,43 +41,123 @@ def settle_programs(run: Run, plan: ProgramPlan) -> Verdict:
     if waiting is None:
         return run.undecided("")
     run.enter("programs")
-    prepared, stuck, count = prepare_graph(run.query.graph), 0, len(waiting.tasks)
-    for number, task in enumerate(waiting.tasks):
-        box = int(run.problem.box[task.task])
-        encoded = EncodedBox.of(run.query, prepared, box, Alpha(steps=plan.steps))
-        clauses = run.problem.clauses[task.task][task.alive].tolist()
-        for done, clause in enumerate(clauses):
-            run.open_share = (count - number - done / len(clauses)) / run.problem.tasks
-            # A clause without literals holds everywhere: no program refutes it.
-            outcome = _settle(run, encoded, task.task, clause) if encoded.literals(clause) else Outcome.OPEN
-            if run.expired() and outcome is not Outcome.PROVEN:
-                return run.undecided("")
-            stuck += outcome is not Outcome.PROVEN
-    if stuck:
-        return run.undecided(f"{stuck} clauses stay open: linear programs alone do not refute them")
-    return run.verified()
+    work = _Stage(run, plan, waiting)
+    work.begin()
+    if not run.expired() and work.open:
+        work.ask()
+    work.finish()
+    return work.verdict()
 
 
-def _settle(run: Run, encoded: EncodedBox, task: int, clause: int) -> Outcome:
-    """Search one clause's program to its end or the deadline."""
-    program = clause_program(encoded, clause)
-    keep = None if run.write is None else entries.Keeping(run.write, task, clause)
-    goal = Goal(threshold=0.0, evaluate=_replaying(run, program.model.columns[encoded.graph.inputs[0]], encoded.number))
-    add = None if keep is None else keep.add
-    search = Search(program.model, Simplex(program.model), goal, add, run.deadline)
-    state, before = search.start(), run.refuted
-    while not search.finished(state):
-        state = search.step(state)
-        run.bound, run.refuted = state.bound, before + state.closed
-        run.progress(len(state.open) + len(state.stuck) + (state.next is not None))
-        if run.expired():
-            break
-    answer = search.terminate(state)
-    if answer.outcome is Outcome.PROVEN:
-        run.margin = min(run.margin, answer.bound)
-        if keep is not None:
-            keep.flush()
-    return answer.outcome
+@dataclass(slots=True, eq=False)
+class _Clause:
+    """A clause's search. State: where it stands, and what the solver says of it."""
+
+    program: Program
+    search: Search
+    keep: entries.Keeping | None
+    state: SearchState
+    claim: Claim = field(default_factory=Claim)
+
+
+@dataclass(slots=True)
+class _Stage:
+    """State: the clauses that are ``open``, the least bound of those that nobody has looked at (``outside``), and how
+    many have no literal (``always``)."""
+
+    run: Run
+    plan: ProgramPlan
+    waiting: Waiting
+    open: list[_Clause] = field(default_factory=list)
+    outside: float = math.inf
+    always: int = 0
+
+    def begin(self) -> None:
+        """A part of the search of every clause; most are decided by that."""
+        run, tasks = self.run, self.waiting.tasks
+        prepared = prepare_graph(run.query.graph)
+        for number, task in enumerate(tasks):
+            encoded = EncodedBox.of(run.query, prepared, int(run.problem.box[task.task]), Alpha(steps=self.plan.steps))
+            clauses = run.problem.clauses[task.task][task.alive].tolist()
+            self.outside = min(later.bound for later in tasks[number:])
+            for done, clause in enumerate(clauses):
+                if run.expired():
+                    return
+                run.open_share = (len(tasks) - number - done / len(clauses)) / run.problem.tasks
+                if not encoded.literals(clause):  # it holds everywhere: no program refutes it
+                    self.always += 1
+                    continue
+                work = self._started(encoded, task, clause)
+                if not self._follow(work, self.plan.nodes):
+                    self.open.append(work)
+        self.outside = -math.inf if self.always else math.inf
+
+    def ask(self) -> None:
+        """What the solver says of each open clause, in equal parts of a share of the time left."""
+        self.run.enter("solver")
+        with Claims.of(self.run, self.plan) as claims:
+            until = self.run.share(self.plan.share)
+            for place, work in enumerate(self.open):
+                left = (until - time.monotonic()) / (len(self.open) - place)
+                work.claim = claims.of_program(work.program, left)
+                if self.run.expired():
+                    break
+        self.run.enter("programs")
+
+    def finish(self) -> None:
+        """The rest of every search."""
+        left = self.open
+        self.open = []
+        for place, work in enumerate(left):
+            if self.run.expired():
+                self.open += left[place:]
+                return
+            if not self._follow(work, math.inf, left[place + 1 :]):
+                self.open.append(work)
+
+    def verdict(self) -> Verdict:
+        """What all of this amounts to."""
+        run, count = self.run, len(self.open) + self.always
+        if self.outside < math.inf and not self.always:
+            return run.undecided("")  # the time was up before all had been looked at
+        if not count:
+            return run.verified()
+        run.bound = min([self.outside, *(work.state.bound for work in self.open)])
+        claimed = sum(work.claim.refuted for work in self.open)
+        if claimed == count:
+            return run.undecided(TO_TOLERANCE, late=True)
+        reason = f"{count} clauses stay open: linear programs alone do not refute them"
+        reason += f"; {claimed} are {TO_TOLERANCE}" if claimed else ""
+        failed = [work.claim.failed for work in self.open if work.claim.failed]
+        return run.undecided(reason + (f"; the solver failed: {failed[0]}" if failed else ""))
+
+    def _started(self, encoded: EncodedBox, task: OpenTask, clause: int) -> _Clause:
+        run, program = self.run, clause_program(encoded, clause)
+        keep = None if run.write is None else entries.Keeping(run.write, task.task, clause)
+        columns = program.model.columns[program.graph.inputs[0]]
+        goal = Goal(threshold=0.0, evaluate=_replaying(run, columns, program.box))
+        search = Search(program.model, Simplex(program.model), goal, None if keep is None else keep.add, run.deadline)
+        return _Clause(program, search, keep, search.start())
+
+    def _follow(self, work: _Clause, nodes: float, later: list[_Clause] | None = None) -> bool:
+        """Search one clause's program to its end, to so many linear programs, or to the deadline: whether it is
+        refuted. ``later``: clauses whose turn is still to come."""
+        run, search, others = self.run, work.search, [*self.open, *(later or [])]
+        outside = min([self.outside, *(other.state.bound for other in others)])
+        before = run.refuted - work.state.closed
+        while not search.finished(work.state) and work.state.nodes < nodes:
+            work.state = search.step(work.state)
+            run.bound, run.refuted = min(outside, work.state.bound), before + work.state.closed
+            run.progress(len(work.state.open) + len(work.state.stuck) + (work.state.next is not None) + len(others))
+            if run.expired():
+                break
+        answer = search.terminate(work.state)
+        if answer.outcome is not Outcome.PROVEN:
+            return False
+        run.bound, run.margin = outside, min(run.margin, answer.bound)
+        if work.keep is not None:
+            work.keep.flush()
+        return True
 
 
 def _replaying(run: Run, columns: Tensor, box: int) -> Callable[[Tensor], float]:

@@ -20,7 +20,8 @@ from bounds.ops.gemm import Gemm
 from bounds.ops.relu import Relu
 from verifier import pipeline, run
 from verifier.attacks.beside import Rhythm, near
-from verifier.attacks.plan import BesidePlan
+from verifier.attacks.nearest import nearest
+from verifier.attacks.plan import AttackPlan, BesidePlan
 from verifier.attacks.starts import Starts
 from verifier.query import Cases, Query, Specification
 from verifier.strategy import choose, features
@@ -144,3 +145,9 @@ def test_attacks_load_nothing_more_of_torch(checkout: Path) -> None:
         [sys.executable, "-c", code], cwd=checkout, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_the_nearest_point_of_a_clause_that_never_holds() -> None:
+    point = nearest(valley(-0.5), 1, AttackPlan())
+    assert point is not None and float((point - torch.tensor([0.3, -0.6])).abs().sum()) < 0.2
+    assert nearest(valley(-0.5), 1, AttackPlan(), deadline=0.0) is None

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from milp.model import Solution, Status
+from milp.recheck import Prover
+from verifier.exact import claims, stage
+from verifier.exact.claims import Claim, claim_of
 from verifier.pipeline import verify
 from verifier.query import Query, read
 from verifier.record.frames import MAGIC, Frame, read_frames, write_frame
@@ -16,6 +23,7 @@ from verifier.record.programs import KIND
 from verifier.record.recheck import recheck
 from verifier.run import Run
 from verifier.strategy import ProgramPlan, Strategy, choose, features
+from verifier.verdict import TO_TOLERANCE, Unknown
 
 CORPUS = Path(__file__).resolve().parents[2] / "corpus"
 RELU_ONLY = ("line", "plane", "deep", "average", "symbolic", "unbatched")
@@ -112,3 +120,93 @@ def _written(frames: list[Frame], target: Path) -> None:
 def test_bounds_of_neurons_are_ascended() -> None:
     with pytest.raises(ValueError, match="at least 1 is needed"):
         ProgramPlan(steps=0)
+
+
+def named(word: str, part: str) -> Query:
+    """A query of the corpus with this verdict."""
+    name = next(name for name, expected in INSTANCES if expected == word and part in name)
+    return read(CORPUS / f"{name}.onnx", CORPUS / f"{name}.vnnlib")
+
+
+def asking(query: Query, *, process: bool = False) -> Strategy:
+    """The solver is asked about every clause before anything is proven of it."""
+    return replace(choose(features(query)), programs=ProgramPlan(nodes=0, process=process))
+
+
+@pytest.fixture
+def no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No multipliers prove anything."""
+    nothing = torch.full((1,), -torch.inf, dtype=torch.float64)
+    monkeypatch.setattr(Prover, "bounds", lambda _self, dual, *_: nothing.expand(dual.shape[0]))
+
+
+@pytest.mark.parametrize("process", [False, True])
+def test_what_the_solver_alone_refutes_is_unknown(no_proof: None, process: bool) -> None:
+    query = named("unsat", "deep")
+    verdict = verify(query, strategy=asking(query, process=process), timeout=60)
+    assert isinstance(verdict, Unknown) and verdict.word == "unknown"
+    assert verdict.reason == TO_TOLERANCE == "refuted to solver tolerance 1e-6"
+    assert verdict.best_bound < 0
+
+
+def test_a_claim_is_told_where_the_time_is_up(no_proof: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    query = named("unsat", "deep")
+
+    def late(self: stage._Stage) -> None:
+        self.run.deadline = 0.0
+
+    monkeypatch.setattr(stage._Stage, "finish", late)
+    verdict = verify(query, strategy=asking(query), timeout=60)
+    assert isinstance(verdict, Unknown) and (verdict.word, verdict.reason) == ("unknown", TO_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [name for name, expected in INSTANCES if expected == "unsat"])
+def test_a_claim_does_not_take_the_place_of_a_proof(name: str, tmp_path: Path) -> None:
+    query, path = read(CORPUS / f"{name}.onnx", CORPUS / f"{name}.vnnlib"), tmp_path / "record"
+    if not name.startswith("touching"):
+        assert verify(query, strategy=asking(query), record=path).word == "unsat"
+        assert recheck(query, path).proved
+
+
+@pytest.mark.parametrize("process", [False, True])
+def test_points_of_the_solver_are_replayed(process: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage._Stage, "finish", lambda _: None)
+    words = []
+    for name, expected in INSTANCES:
+        query = read(CORPUS / f"{name}.onnx", CORPUS / f"{name}.vnnlib")
+        if expected == "sat" and not name.startswith("touching"):
+            verdict = verify(query, strategy=asking(query, process=process), timeout=60)
+            words.append((verdict.word, verdict.stage))
+    assert ("sat", "solver") in words and {word for word, _ in words} == {"sat"}
+
+
+def test_a_solver_that_fails_is_named(no_proof: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: Any, **__: Any) -> Solution:
+        return Solution(Status.FAILED, math.inf, -math.inf, reason="the solver's process crashed (SIGSEGV)")
+
+    monkeypatch.setattr(claims, "InProcess", lambda: crash)
+    query = named("unsat", "deep")
+    verdict = verify(query, strategy=asking(query), timeout=60)
+    assert isinstance(verdict, Unknown) and verdict.word == "unknown"
+    assert "stay open" in verdict.reason and "the solver failed: the solver's process crashed" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (Solution(Status.OPTIMAL, 0.1, 0.1), Claim(refuted=True)),
+        (Solution(Status.STOPPED, math.inf, 1e-3), Claim(refuted=True)),
+        (Solution(Status.STOPPED, -1e-3, -1.0), Claim()),
+        (Solution(Status.OPTIMAL, 0.0, 0.0), Claim()),
+        (Solution(Status.STOPPED, 0.0, 1e-9), Claim()),
+        (Solution(Status.LIMIT, math.inf, 0.1), Claim()),
+        (Solution(Status.FAILED, math.inf, 0.1, reason="r"), Claim(failed="r")),
+    ],
+)
+def test_what_a_status_says(found: Solution, expected: Claim) -> None:
+    assert claim_of(found) == expected
+
+
+def test_infeasible_is_a_failure() -> None:
+    claim = claim_of(Solution(Status.INFEASIBLE, math.inf, math.inf))
+    assert not claim.refuted and "infeasible" in claim.failed
