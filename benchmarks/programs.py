@@ -1,14 +1,15 @@
 """What mixed-integer programs cost and gain: encoding, linear programs for single neurons, and queries decided alone.
 
     python benchmarks/programs.py encode  --instances BENCHMARKS
-    python benchmarks/programs.py tighten --instances BENCHMARKS [--seconds 30]
+    python benchmarks/programs.py tighten --instances BENCHMARKS [--seconds 30] [--nodes 1] [--only NAME NET PROPERTY]
     python benchmarks/programs.py decide  --instances BENCHMARKS [--timeout 60] [--only rl_benchmarks ...] [--out F.csv]
 
 ``BENCHMARKS`` is a folder of the competition's benchmarks. Seconds are of the processor.
 
 - ``encode``: a network over a box whose neurons have CROWN bounds, as a model (mnist_fc 256x6, cifar10_resnet 2b).
-- ``tighten``: neurons of mnist_fc 256x4 one by one, those first whose bounds the property's worst clause depends on
-  most; after each layer the root bound of the clauses, by a walk over the better bounds.
+- ``tighten``: neurons of one instance (mnist_fc 256x4) one by one, those first whose phases the bound of the property's
+  worst clause depends on most, each end by a linear program or a search of ``--nodes`` of them; after each layer the
+  root bound of the clauses by a linear program over the better bounds.
 - ``decide``: every instance by the exact stage alone (the attack before it and the solver's own search included), each
   leaf re-checked, and each unsat proved again from its record.
 """
@@ -33,11 +34,10 @@ import torch  # noqa: E402
 import bounds  # noqa: E402
 import verifier  # noqa: E402
 from bounds import Alpha, Bounds, Box, Crown, Prepared, compute_bounds  # noqa: E402
-from bounds.ops.base import Interval  # noqa: E402
 from milp.encode import encode  # noqa: E402
-from milp.recheck import Prover, lower_bound  # noqa: E402
+from milp.recheck import lower_bound  # noqa: E402
 from milp.simplex import Simplex  # noqa: E402
-from milp.tighten import tightened  # noqa: E402
+from milp.tighten import candidates, tightened  # noqa: E402
 from verifier import pipeline  # noqa: E402
 from verifier.exact.programs import EncodedBox, clause_program  # noqa: E402
 from verifier.instances import Instance, read_instances  # noqa: E402
@@ -103,31 +103,28 @@ def measure_encoding(instances: Path) -> Iterator[str]:
         yield f"{benchmark} {network}: {size}, {model.index.shape[0]} entries: {range_}"
 
 
-def measure_tightening(instances: Path, seconds: float) -> Iterator[str]:
+def measure_tightening(query: Query, seconds: float, nodes: int) -> Iterator[str]:
     """A line for each layer: neurons, linear programs, seconds, and the clauses' bound from a linear program."""
-    query = find(instances, *TIGHTENED)
     prepared, box = bounds.prepare(query.graph), first_box(query)
     known = compute_bounds(prepared, box, Alpha(), keep=prepared.plan.watched)
     start = time.process_time()
-    least, weights = root_bound(query, prepared, box, known)
+    least, chosen = root_bound(query, prepared, box, known)
     yield f"bound {least:.5f} from the ascent's bounds of neurons ({time.process_time() - start:.2f} s)"
     spent = 0.0
-    for node, order in by_weight(prepared, box, known, weights).items():
-        start = time.process_time()
-        found = tightened(prepared, box, known, {node: order}, seconds=max(0.0, seconds - spent))
+    for node, order in chosen.items():
+        start, before = time.process_time(), known
+        known = tightened(prepared, box, known, {node: order}, nodes=nodes, seconds=max(0.0, seconds - spent))
         took = time.process_time() - start
         spent += took
-        gained = count_tighter(known, found, node)
-        known = replace(known, intervals=found)
         least, _ = root_bound(query, prepared, box, known)
-        each = 1000 * took / (2 * len(order))
-        share = f"{gained} of {len(order)} neurons tighter"
-        yield f"bound {least:.5f} after node {node}: {share}, {took:.2f} s, {each:.1f} ms an end"
+        share = f"{count_tighter(before, known, node)} of {len(order)} neurons tighter"
+        cost = f"{took:.2f} s, {1000 * took / (2 * len(order)):.1f} ms an end"
+        yield f"bound {least:.5f} after node {node}: {share}, in all by {gained(before, known, node):.1%}, {cost}"
 
 
-def root_bound(query: Query, prepared: Prepared, box: Box, known: Bounds) -> tuple[float, torch.Tensor]:
-    """The least re-checked bound of a clause of the first box by a linear program, and how much each column of that
-    program weighs on it."""
+def root_bound(query: Query, prepared: Prepared, box: Box, known: Bounds) -> tuple[float, dict[int, list[int]]]:
+    """The least re-checked bound of a clause of the first box by a linear program, and the neurons that weigh on it,
+    by pre-activation."""
     model = encode(prepared, box, known)
     encoded = EncodedBox(query, 0, prepared.plan.graph, model, model.columns[prepared.plan.output])
     found = []
@@ -135,27 +132,22 @@ def root_bound(query: Query, prepared: Prepared, box: Box, known: Bounds) -> tup
         program = clause_program(encoded, clause).model
         dual = Simplex(program).solve().dual
         if dual is not None:
-            found.append((lower_bound(program, dual), Prover.of(program).weight(dual)))
-    return min(found, key=lambda pair: pair[0])
+            found.append((lower_bound(program, dual), program, dual))
+    least, program, dual = min(found, key=lambda one: one[0])
+    return least, candidates(prepared, known, program, dual)
 
 
-def by_weight(prepared: Prepared, box: Box, known: Bounds, weights: torch.Tensor) -> dict[int, list[int]]:
-    """By pre-activation, its unstable elements, the one whose phase weighs most on the bound first."""
-    model = encode(prepared, box, known)
-    result = {}
-    for relu in model.node[model.integer].unique().tolist():
-        node = prepared.plan.graph.nodes[relu].inputs[0]
-        low, high = (end.flatten() for end in known.intervals[node])
-        unstable = ((low < 0) & (high > 0)).nonzero().flatten()
-        phases = ((model.node == relu) & model.integer).nonzero().flatten()
-        result[node] = unstable[weights[phases].argsort(descending=True)].tolist()
-    return result
-
-
-def count_tighter(before: Bounds, after: dict[int, Interval], node: int) -> int:
+def count_tighter(before: Bounds, after: Bounds, node: int) -> int:
     """How many elements of a node have a narrower interval."""
-    old, new = before.intervals[node], after[node]
+    old, new = before.intervals[node], after.intervals[node]
     return int(((new[0] > old[0]) | (new[1] < old[1])).sum())
+
+
+def gained(before: Bounds, after: Bounds, node: int) -> float:
+    """The share of the width of a node's unstable elements that is gone."""
+    (low, high), new = before.intervals[node], after.intervals[node]
+    open_ = (low < 0) & (high > 0)
+    return 1 - float((new[1] - new[0])[open_].sum() / (high - low)[open_].sum())
 
 
 def measure_decisions(instances: Path, names: list[str], timeout: float) -> Iterator[Decided]:
@@ -183,15 +175,21 @@ def main() -> None:
     parser.add_argument("--instances", type=Path, required=True, metavar="BENCHMARKS")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--timeout", type=float, default=60.0)
-    parser.add_argument("--only", nargs="+", default=list(SMALLEST), metavar="BENCHMARK")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--only", nargs="+", metavar="BENCHMARK")
     parser.add_argument("--out", type=Path, metavar="FILE.csv")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what == "decide":
-        report(measure_decisions(options.instances, options.only, options.timeout), options.out)
+        names = options.only or list(SMALLEST)
+        report(measure_decisions(options.instances, names, options.timeout), options.out)
         return
-    lines = measure_encoding(options.instances) if options.what == "encode" else None
-    for line in lines or measure_tightening(options.instances, options.seconds):
+    if options.what == "encode":
+        lines = measure_encoding(options.instances)
+    else:
+        query = find(options.instances, *(options.only or TIGHTENED))
+        lines = measure_tightening(query, options.seconds, options.nodes)
+    for line in lines:
         print(line, flush=True)
 
 

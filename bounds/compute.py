@@ -119,6 +119,7 @@ def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
     semantics: Semantics | None = "real",
     memory: int | None = None,
     keep: Sequence[int] = (),
+    known: Mapping[int, tuple[Tensor, Tensor]] | None = None,
 ) -> Bounds:
     """Bounds of the graph's output over each of N boxes, or N Lp balls, on the box's device.
 
@@ -127,6 +128,8 @@ def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
     ``[R, *shape]`` (exact numbers too) the forms ``sum rows[r] * output`` are bounded in place of the output. ``keep``
     names further nodes whose bounds are wanted as tight as the output's. ``memory`` limits the bytes that coefficient
     rows take at once; it changes the time, and with ``Alpha`` rows of a wide layer may have to share parameters.
+    ``known``: intervals ``[N, *shape]`` of nodes that are proven on these boxes, such as ``Bounds.intervals`` after
+    better ones were found of some: those of nodes that nonlinear operators read are intersected with what is found.
 
     Guarantees ``lower <= f(x) <= upper`` for every x in the box; with ``semantics="real"`` (computed in float64 with
     error terms) in exact real arithmetic over the stored weights, with None (computed in the box's dtype, or the
@@ -157,7 +160,8 @@ def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
             plan = replace(plan, memory=memory)
         forms = None if rows is None else _check_rows(plan, rows)
         inside = region if region.lower.dtype == plan.dtype else region.to(plan.dtype)
-        start = Start(plan, ready.search, inside, None if ball is None else ball.to(plan.dtype))
+        given = None if known is None else _check_known(plan, inside, known)
+        start = Start(plan, ready.search, inside, None if ball is None else ball.to(plan.dtype), given)
         state, crossed = method.state(start)
         _check_result(plan, state, crossed, semantics)
         intervals = dict(state.bounds)
@@ -293,6 +297,16 @@ def _check_rows(plan: Plan, rows: Tensor) -> Tensor:
     if not bool(torch.isfinite(rows).all()):
         raise ValueError("rows contain NaN or infinity")
     return rows.detach().to(device=plan.device, dtype=plan.dtype)
+
+
+def _check_known(plan: Plan, box: Box, known: Mapping[int, tuple[Tensor, Tensor]]) -> dict[int, tuple[Tensor, Tensor]]:
+    """Known intervals of the watched nodes. Raises ``ValueError`` for ends of another shape or type."""
+    found = {node: known[node] for node in plan.watched if node in known}
+    for node, ends in found.items():
+        shape = (box.size, *plan.graph.nodes[node].shape)
+        if any(tuple(end.shape) != shape or end.dtype != plan.dtype for end in ends):
+            raise ValueError(f"known ends of {_called(plan.graph, node)}: {plan.dtype} {list(shape)} are needed")
+    return found
 
 
 def _check_result(plan: Plan, state: State, crossed: Tensor, semantics: Semantics | None) -> None:

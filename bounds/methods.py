@@ -104,16 +104,19 @@ class Found:
 @dataclass(frozen=True, slots=True, eq=False)
 class Start:
     """What a method begins with: the graph (and a plan without error terms for searches, where there is one), boxes
-    and balls in the plan's dtype."""
+    and balls in the plan's dtype; ``known``: intervals of watched nodes that hold on them."""
 
     plan: Plan
     search: Plan | None
     box: Box
     ball: LpBall | None
+    known: Mapping[int, Ends] | None = None
 
     def propagated(self, tighten: Tighten | None, variables: Tensor | None = None) -> tuple[State, Tensor]:
         """Bounds and lines of all nodes, ``tighten``ed, with forward linear bounds in ``variables`` (flat places)."""
-        return propagate(self.plan, self.box, tighten=tighten, variables=variables, ball=self.ball)
+        return propagate(
+            self.plan, self.box, inherited=self.known, tighten=tighten, variables=variables, ball=self.ball
+        )
 
 
 class Method(ABC):

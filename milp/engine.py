@@ -86,6 +86,16 @@ class Hear(Protocol):
         """Lower bound of the minimum, value of the best point (inf: none), seconds since the start."""
 
 
+class LinearEngine(Protocol):
+    """What solves a linear program again and again: ``Engine`` in this process, ``milp.process`` in another one."""
+
+    def change(self, columns: Buffer, *, ends: tuple[Buffer, Buffer] | None = None, cost: Buffer | None = None) -> None:
+        """As ``Engine.change``."""
+
+    def run(self, limits: Limits) -> Outcome:
+        """As ``Engine.run``."""
+
+
 class Engine:
     """A problem inside the solver. State: the solver keeps its last basis, from which ``run`` goes on after
     ``change``."""

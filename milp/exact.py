@@ -48,12 +48,15 @@ class Goal:
 
     ``evaluate`` gives what the function that the model stands for takes at a point ``[C]`` of the relaxation, or at one
     near it (inf: none): only that is a candidate. Without it, a point with whole values is one, with the model's own
-    value, which holds to the solver's tolerance only.
+    value, which holds to the solver's tolerance only. ``dive``: go down from a subproblem until one is closed, which
+    finds candidates and keeps the solver warm; without it the one with the least bound is always next, and the bound
+    of the whole rises soonest.
     """
 
     threshold: float | None = None
     gap: float = 1e-6
     evaluate: Callable[[Tensor], float] | None = None
+    dive: bool = True
 
     def closes(self, bound: float, value: float) -> bool:
         """Whether a subproblem with this proven bound is done where the best candidate has this value."""
@@ -87,6 +90,11 @@ class SearchState:
     least: float
     nodes: int
     closed: int
+
+    @property
+    def left(self) -> tuple[Node, ...]:
+        """The subproblems that are not closed: together with the closed ones they cover the model."""
+        return (*(node for _, _, node in self.open), *([] if self.next is None else [self.next]), *self.stuck)
 
     @property
     def bound(self) -> float:
@@ -123,7 +131,7 @@ class Answer:
 
 class Search:
     """The search over one model. ``keep`` is given every closed leaf: ``recheck.leaves`` proves all of them again. No
-    linear program goes on beyond the time ``until`` of ``time.monotonic``."""
+    linear program goes on beyond the time ``until`` of ``time.monotonic``. ``prover``: of a model of the same rows."""
 
     def __init__(
         self,
@@ -132,9 +140,11 @@ class Search:
         goal: Goal,
         keep: Callable[[Leaf], None] | None = None,
         until: float = math.inf,
+        prover: Prover | None = None,
     ) -> None:
         self.model, self.relaxation, self.goal, self.keep, self.until = model, relaxation, goal, keep, until
-        self.prover, self.refuter = Prover.of(model), Prover.of(without_cost(model))
+        self.prover = Prover.of(model) if prover is None else replace(prover, model=model)
+        self.refuter = replace(self.prover, model=without_cost(model))
 
     def start(self) -> SearchState:
         """The whole model, not bounded yet."""
@@ -231,8 +241,10 @@ class Search:
         down, up = (replace(node, splits=(*node.splits, Split(column, value, side))) for side in (False, True))
         near, other = (up, down) if at - value > 0.5 else (down, up)
         heap = list(state.open)
-        heapq.heappush(heap, (other.bound, state.nodes, other))
-        return replace(state, open=tuple(heap), next=near)
+        heapq.heappush(heap, (other.bound, 2 * state.nodes, other))
+        if not self.goal.dive:
+            heapq.heappush(heap, (near.bound, 2 * state.nodes - 1, near))
+        return replace(state, open=tuple(heap), next=near if self.goal.dive else None)
 
     def _promise(self, node: Node, point: Tensor, free: Tensor) -> Tensor:
         """``[free]``: how much the multipliers weigh on each column; less than on any other where it is whole."""

@@ -15,16 +15,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
+from typing import Any
 
 from torch import Tensor
 
 from milp import highs, protocol
-from milp.engine import NO_LIMITS, Limits, Outcome, Problem
+from milp.engine import NO_LIMITS, Buffer, Limits, LinearEngine, Outcome, Problem
 from milp.highs import Progress, Watch
 from milp.model import Model, Solution, Status
 
@@ -58,28 +60,42 @@ class ProcessRunner:
         answer = highs.refused(model)
         if answer is not None:
             return answer
+        found, done = self.ask(lambda _: [request], deadline, watch)
+        if not done and found.status is Status.LIMIT and limits.met(found.bound, found.value):
+            return highs.solution(replace(found, status=Status.STOPPED, reason=""))
+        return highs.solution(found)
+
+    def load(self, problem: Problem) -> LinearEngine:
+        """Linear programs over the rows of ``problem``, solved in the worker (``Simplex(model, runner.load)``). What is
+        asked for between two of them, by whoever else has the runner, costs a basis and nothing more; so does the death
+        of the worker, which is FAILED. ``limits.seconds`` is kept as above."""
+        return _Remote(self, problem)
+
+    def ask(
+        self, requests: Callable[[_Worker], Sequence[Message]], deadline: float, watch: Watch | None = None
+    ) -> tuple[Outcome, bool]:
+        """The worker's answer and True; where it died or the deadline came, why (FAILED, LIMIT), with the best that it
+        told of, and False. ``requests``: what this worker is asked."""
         if self._worker is None or not self._worker.alive():
             self.close()
             self._worker = _Worker(self._command)
-        done = False
+        worker, done = self._worker, False
         try:
-            found, done = _listen(self._worker.ask(request), deadline, watch)
+            found, done = _listen(worker.ask(requests(worker)), deadline, watch)
             if done:
-                return highs.solution(found)
+                return found, True
             if time.monotonic() < deadline:
-                return highs.solution(replace(found, status=Status.FAILED, reason=self._worker.epitaph()))
+                return replace(found, status=Status.FAILED, reason=worker.epitaph()), False
         finally:
             if not done:  # out of time, dead, or the caller was interrupted
                 self.close()
-        if limits.met(found.bound, found.value):
-            return highs.solution(replace(found, status=Status.STOPPED))
-        return highs.solution(replace(found, reason="time limit: the solver's process was killed"))
+        return replace(found, reason="time limit: the solver's process was killed"), False
 
     def close(self) -> None:
         """End the worker."""
-        if self._worker is not None:
-            self._worker.kill()
-        self._worker = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.kill()
 
     def __enter__(self) -> ProcessRunner:
         return self
@@ -89,11 +105,13 @@ class ProcessRunner:
 
 
 class _Worker:
-    """A running worker. State: the process, the file that its stderr goes to, the thread that talks with it."""
+    """A running worker. State: the process, the file that its stderr goes to, the thread that talks with it; whose
+    linear program it ``holds``."""
 
     def __init__(self, command: list[str]) -> None:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
         self._thread: threading.Thread | None = None
+        self.holds: object = None
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -107,11 +125,11 @@ class _Worker:
         """Whether the process runs."""
         return self._process.poll() is None
 
-    def ask(self, request: Message) -> Inbox:
-        """Hand over a request; where its answers arrive, None at the end of the process."""
+    def ask(self, requests: Sequence[Message]) -> Inbox:
+        """Hand over requests, the last of which has answers; where these arrive, None at the end of the process."""
         inbox: Inbox = SimpleQueue()
         # A worker that does not read must not hold up its parent either: both directions are the thread's.
-        self._thread = threading.Thread(target=_converse, args=(self._process, request, inbox), daemon=True)
+        self._thread = threading.Thread(target=_converse, args=(self._process, requests, inbox), daemon=True)
         self._thread.start()
         return inbox
 
@@ -142,23 +160,84 @@ class _Worker:
         return f"the solver's process {how}" + (f": {last}" if last else "")
 
 
+class _Remote:
+    """A linear program in a runner's worker. State: its ends and costs as they stand, which a worker that does not hold
+    it is given; the changes since the last call."""
+
+    def __init__(self, runner: ProcessRunner, problem: Problem) -> None:
+        self._runner, self._rows = runner, len(problem.row_lower)
+        now = [_numbers(part) for part in (problem.cost, problem.lower, problem.upper)]
+        self._cost, self._lower, self._upper = now
+        self._problem = replace(problem, cost=now[0], lower=now[1], upper=now[2])
+        self._moved, self._priced = set[int](), set[int]()
+
+    def change(self, columns: Buffer, *, ends: tuple[Buffer, Buffer] | None = None, cost: Buffer | None = None) -> None:
+        """As ``Engine.change``."""
+        for place, column in enumerate(map(int, columns)):
+            if ends is not None:
+                self._lower[column], self._upper[column] = float(ends[0][place]), float(ends[1][place])
+                self._moved.add(column)
+            if cost is not None:
+                self._cost[column] = float(cost[place])
+                self._priced.add(column)
+
+    def run(self, limits: Limits) -> Outcome:
+        """As ``Engine.run``. An answer of the wrong size is one of a broken worker: FAILED."""
+        deadline = math.inf if limits.seconds is None else time.monotonic() + limits.seconds
+        found, done = self._runner.ask(lambda worker: self._requests(worker, deadline, limits), deadline)
+        if not done:
+            return Outcome(found.status, reason=found.reason)
+        for part, count in ((found.x, len(self._cost)), (found.dual, self._rows)):
+            if part is not None and len(part) != 8 * count:
+                return Outcome(Status.FAILED, reason="the solver's process answers for another program")
+        if found.x is not None and not all(map(math.isfinite, _numbers(found.x))):
+            found = replace(found, x=None)
+        return found
+
+    def _requests(self, worker: _Worker, deadline: float, limits: Limits) -> list[Message]:
+        ahead: list[Message] = []
+        if worker.holds is not self:
+            arrays = [memoryview(getattr(self._problem, field.name)).tobytes() for field in fields(Problem)[1:]]
+            ahead = [({"type": "load", "offset": self._problem.offset}, [*arrays, None])]
+            self._moved, self._priced = set(), set()
+        moved, priced = sorted(self._moved), sorted(self._priced)
+        worker.holds, self._moved, self._priced = self, set(), set()
+        numbers: list[array[Any]] = [
+            array("i", moved),
+            *(array("d", [end[k] for k in moved]) for end in (self._lower, self._upper)),
+        ]
+        numbers += [array("i", priced), array("d", [self._cost[k] for k in priced])]
+        return [*ahead, ({"type": "relax", "stop": _stop(deadline, limits)}, [part.tobytes() for part in numbers])]
+
+
+def _numbers(part: Buffer) -> array[float]:
+    """A copy of float64 numbers."""
+    found = array("d")
+    found.frombytes(memoryview(part).tobytes())
+    return found
+
+
+def _stop(deadline: float, limits: Limits) -> float | None:
+    """A worker should stop a little before the deadline, so that its own answer arrives in time."""
+    return None if limits.seconds is None else deadline - min(0.5, 0.03 * max(limits.seconds, 0.0))
+
+
 def _request(model: Model, limits: Limits, start: Tensor | None, deadline: float) -> Message:
-    """What a worker is asked; it should stop a little before the deadline, so that its own answer arrives in time."""
+    """What a worker is asked."""
     problem = highs.problem(model)
     first = None if start is None else highs.first(model, start).numpy().tobytes()
     arrays = [getattr(problem, field.name).tobytes() for field in fields(Problem)[1:]]
-    stop = None
-    if limits.seconds is not None:
-        stop = deadline - min(0.5, 0.03 * max(limits.seconds, 0.0))
+    stop = _stop(deadline, limits)
     header = {"type": "solve", "offset": problem.offset, "limits": asdict(limits), "stop": stop}
     return header, [*arrays, first]
 
 
-def _converse(process: subprocess.Popen[bytes], request: Message, inbox: Inbox) -> None:
-    """Send a request and pass on what comes back, up to the outcome or the end."""
+def _converse(process: subprocess.Popen[bytes], requests: Sequence[Message], inbox: Inbox) -> None:
+    """Send requests and pass on what comes back, up to the outcome or the end."""
     assert process.stdin is not None and process.stdout is not None
     try:
-        protocol.send(process.stdin, *request)
+        for request in requests:
+            protocol.send(process.stdin, *request)
         while (message := protocol.receive(process.stdout)) is not None:
             said = _understood(*message)
             inbox.put(said)

@@ -2,7 +2,10 @@
 
 Parent to worker, one at a time: ``{"type": "solve", "offset", "limits": {...}, "stop": t | null}`` with the arrays of a
 ``milp.engine.Problem`` in the order of its fields, and the point to begin with; ``t`` is a moment on the monotonic
-clock, which the processes of a machine share, at which the worker should stop by itself. Worker to parent:
+clock, which the processes of a machine share, at which the worker should stop by itself. Or ``{"type": "load",
+"offset"}`` with such arrays, which has no answer: a linear program to be solved again and again; and ``{"type":
+"relax", "stop"}`` with columns (int32) that get other ends, their lower and upper ends, columns (int32) that get other
+costs, and these: solve it now, from the last basis. Worker to parent:
 ``{"type": "progress", "bound", "value", "seconds"}`` with x, and at the end ``{"type": "outcome", "status", "value",
 "bound", "reason"}`` with x and dual. There is no pickle: a message cannot run code. Python's spelling of infinities in
 JSON is used on both sides.

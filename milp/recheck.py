@@ -138,17 +138,18 @@ def ends(model: Model, splits: Iterable[Split]) -> tuple[Tensor, Tensor]:
     return lower, upper
 
 
-def leaves(model: Model, closed: Sequence[Leaf]) -> float:
+def leaves(model: Model, closed: Sequence[Leaf], prover: Prover | None = None) -> float:
     """A lower bound of the minimum of ``model`` with rows widened by ``row_error`` and whole values in integer columns,
     proven by the leaves of a search alone: the least that ``lower_bound`` and ``refuted`` prove of one.
 
     -inf where the leaves do not cover the column ends: where they are not those of a binary tree of splits of integer
-    columns at whole numbers.
+    columns at whole numbers. ``prover``: of a model of the same rows, whose making is then saved.
     """
     if not covers(model, [leaf.splits for leaf in closed]):
         return -math.inf
     least = math.inf
-    for ray, prover in ((False, Prover.of(model)), (True, Prover.of(without_cost(model)))):
+    own = Prover.of(model) if prover is None else replace(prover, model=model)
+    for ray, prover in ((False, own), (True, replace(own, model=without_cost(model)))):
         kind = [leaf for leaf in closed if leaf.ray == ray]
         for first in range(0, len(kind), BATCH):
             part = kind[first : first + BATCH]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from milp.engine import NO_LIMITS, Engine, Limits
+from milp.engine import NO_LIMITS, Engine, Limits, LinearEngine, Problem
 from milp.highs import flaw, flaw_of_columns, problem, solution
 from milp.model import Model, Solution
 
@@ -18,10 +20,12 @@ class Simplex:
     call before. One thread at a time.
     """
 
-    def __init__(self, model: Model) -> None:
-        """Load the model. Raises ``ValueError`` as ``milp.highs.solve`` does."""
+    def __init__(self, model: Model, load: Callable[[Problem], LinearEngine] | None = None) -> None:
+        """Load the model, with ``load`` elsewhere (``ProcessRunner.load``). Raises ``ValueError`` as
+        ``milp.highs.solve`` does."""
         self.model, self._flaw = model, flaw(model)
-        self._engine = Engine(problem(model), linear=True)
+        given = problem(model)
+        self._engine: LinearEngine = Engine(given, linear=True) if load is None else load(given)
         self._lower, self._upper, self._cost = model.lower.clone(), model.upper.clone(), model.cost.clone()
 
     def solve(

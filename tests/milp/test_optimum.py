@@ -11,14 +11,13 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from bounds import Alpha, Box, Crown, Graph, compute_bounds, prepare, trace
+from bounds import Alpha, Box, Crown, Graph, compute_bounds, trace
 from milp.adversarial import distortion
 from milp.exact import Outcome
 from milp.highs import Progress, Watch
 from milp.model import Model, Solution, Status
 from milp.optimum import minimum
 from milp.settle import Standing
-from milp.tighten import tightened
 
 
 def network(seed: int, *widths: int) -> nn.Sequential:
@@ -185,25 +184,6 @@ def test_what_is_asked_must_make_sense() -> None:
         distortion(graph, x, label, within=Box.around(x + 5, 1.0))
     with pytest.raises(ValueError, match="a row of shape"):
         minimum(graph, Box.around(x, 1.0), torch.zeros(3))
-
-
-@pytest.mark.parametrize("nodes", [1, 15])
-def test_tightened_neurons_enclose_their_values(nodes: int) -> None:
-    module = network(5, 3, 8, 8, 2)
-    prepared = prepare(graph_of(module))
-    box = Box.around(torch.zeros(1, 3, dtype=torch.float64), 1.0)
-    bounds = compute_bounds(prepared, box, Crown(), keep=prepared.plan.watched)
-    chosen = {node: range(8) for node in prepared.plan.watched}
-    found = tightened(prepared, box, bounds, chosen, nodes=nodes)
-    torch.manual_seed(2)
-    points = box.lower + (box.upper - box.lower) * torch.rand(20_000, *box.lower.shape[1:], dtype=torch.float64)
-    values, gained = prepared.graph.values(points), 0.0
-    for node, (low, high) in found.items():
-        old = bounds.intervals[node]
-        assert bool((low >= old[0]).all() and (high <= old[1]).all())
-        assert bool((values[node] >= low - 1e-12).all() and (values[node] <= high + 1e-12).all())
-        gained += float(((old[1] - old[0]) - (high - low)).sum())
-    assert gained > 0.1
 
 
 class Thrice(nn.Module):
