@@ -133,6 +133,13 @@ class Engine:
         if cost is not None:
             self._solver.changeColsCost(len(columns), columns, cost)
 
+    def extend(self, ends: tuple[Buffer, Buffer], start: Buffer, index: Buffer, value: Buffer) -> None:
+        """Add K rows between ``ends``: ``start`` ``[K]``, ``index`` ``[E]`` (int32) and ``value`` ``[E]``."""
+        self._rows += len(start)
+        done = self._solver.addRows(len(start), *ends, len(index), start, index, value)
+        if done == highspy.HighsStatus.kError:
+            self._refused = done
+
     def run(self, limits: Limits, *, start: Buffer | None = None, hear: Hear | None = None) -> Outcome:
         """Solve. ``start`` ``[C]``: a point to begin with (a mixed program only); whole columns of it count alone."""
         if self._refused == highspy.HighsStatus.kError:

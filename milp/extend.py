@@ -49,12 +49,20 @@ def with_rows(model: Model, rows: Sequence[Row]) -> Model:
     if torch.unique(row * count + column).shape[0] < row.shape[0]:
         raise ValueError("a row names a column twice: add up its values first")
     sizes = torch.bincount(row, minlength=added.lower.shape[0])
+    return with_entries(model, (sizes, column, value), (added.lower, added.upper, added.error))
+
+
+def with_entries(model: Model, entries: tuple[Tensor, Tensor, Tensor], sides: tuple[Tensor, Tensor, Tensor]) -> Model:
+    """The model with K more rows: how many ``entries`` each has ``[K]``, their columns and values, row by row and no
+    column twice in one; ``sides``: the rows' lower and upper ends and errors ``[K]``."""
+    sizes, column, value = entries
+    lower, upper, error = sides
     return replace(
         model,
         start=torch.cat([model.start, model.start[-1] + sizes.cumsum(0)]),
         index=torch.cat([model.index, column]),
         value=torch.cat([model.value, value]),
-        row_lower=torch.cat([model.row_lower, added.lower]),
-        row_upper=torch.cat([model.row_upper, added.upper]),
-        row_error=torch.cat([model.row_error, added.error]),
+        row_lower=torch.cat([model.row_lower, lower]),
+        row_upper=torch.cat([model.row_upper, upper]),
+        row_error=torch.cat([model.row_error, error]),
     )

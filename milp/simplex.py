@@ -28,6 +28,19 @@ class Simplex:
         self._engine: LinearEngine = Engine(given, linear=True) if load is None else load(given)
         self._lower, self._upper, self._cost = model.lower.clone(), model.upper.clone(), model.cost.clone()
 
+    def extend(self, model: Model) -> None:
+        """Go on with ``model``: the one at hand with more rows behind its own. ``ValueError`` as from ``__init__``."""
+        before = self.model
+        problem(model)  # its arrays fit together
+        rows, entries = before.row_lower.shape[0], before.index.shape[0]
+        self.model, self._flaw = model, flaw(model)
+        self._engine.extend(
+            (model.row_lower[rows:].numpy(), model.row_upper[rows:].numpy()),
+            (model.start[rows:-1] - entries).int().numpy(),
+            model.index[entries:].int().numpy(),
+            model.value[entries:].numpy(),
+        )
+
     def solve(
         self,
         lower: Tensor | None = None,

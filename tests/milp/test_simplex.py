@@ -165,3 +165,30 @@ def test_shapes_and_types_are_asked_for(programs: ModuleType) -> None:
     for given in (torch.zeros(1, dtype=torch.float64), simplex.model.cost.float()):
         with pytest.raises(ValueError, match="float64"):
             simplex.solve(given)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_that_come_later_count_like_those_from_the_start(programs: ModuleType, seed: int) -> None:
+    model = programs.random_program(seed)
+    rows = model.row_lower.shape[0]
+    half = rows // 2
+    entries = int(model.start[half])
+    part = replace(
+        model,
+        start=model.start[: half + 1],
+        index=model.index[:entries],
+        value=model.value[:entries],
+        row_lower=model.row_lower[:half],
+        row_upper=model.row_upper[:half],
+        row_error=model.row_error[:half],
+    )
+    simplex = Simplex(part)
+    before = simplex.solve()
+    simplex.extend(model)
+    found, fresh = simplex.solve(), Simplex(model).solve()
+    assert proven(model, found, model.lower, model.upper)
+    assert found.status is fresh.status
+    assert found.value == pytest.approx(fresh.value, abs=TOLERANCE)
+    assert before.value <= found.value + TOLERANCE
+    with pytest.raises(ValueError, match="start"):
+        simplex.extend(replace(model, start=model.start[:-1]))
