@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -40,14 +40,15 @@ _NUDGES = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ask:
-    """A classifier ``graph`` at ``x`` ``[1, *input shape]`` (float64) with its ``label``, the norm, and the inputs that
-    count (None: all)."""
+    """A classifier ``graph`` at ``x`` ``[1, *input shape]`` (float64) with its ``label``, the norm, the inputs that
+    count (None: all), and how loosely operators may be enclosed."""
 
     graph: Graph
     x: Tensor
     label: int
     norm: str
     within: Box | None
+    envelope: float | None = None
 
     def box(self, radius: float) -> Box:
         """All inputs that count within this distance by each coordinate, rounded outward."""
@@ -90,6 +91,7 @@ def distortion(  # noqa: PLR0913 - the questions that a caller may ask
     within: Box | None = None,
     most: float = math.inf,
     gap: float = 1e-6,
+    envelope: float | None = None,
     seconds: float | None = None,
     runner: Runner | None = InProcess(),  # noqa: B008 - a frozen value
     watch: Watch | None = None,
@@ -98,13 +100,13 @@ def distortion(  # noqa: PLR0913 - the questions that a caller may ask
     ``label``: an ``Optimum`` whose ``point`` is such an input (as computed in float64) at distance ``value``.
 
     ``bound``: proven, no such input lies nearer (inf: there is none at all). ``within``: the inputs that count (a box
-    ``[1, *input shape]``; default: all); ``most``: distances beyond do not matter. ``gap, seconds, runner, watch`` as
-    for ``milp.minimum``.
+    ``[1, *input shape]``; default: all); ``most``: distances beyond do not matter. ``gap, envelope, seconds, runner,
+    watch`` as for ``milp.minimum``; the time of a box is shared among the classes that have to be looked at.
 
     Raises ``ValueError`` where shapes do not fit, for another norm, and where ``x`` is not classified as ``label``;
     ``UnsupportedOperatorError`` for an operator without an exact form.
     """
-    start, ask = time.monotonic(), _asked(graph, x, label, norm, within)
+    start, ask = time.monotonic(), _asked(graph, x, label, norm, within, envelope)
     best = _line_search(ask, most)
     radius = FIRST_SHARE * best.value if best.point is not None else FIRST_RADIUS * float(1 + ask.x.abs().amax())
     while True:
@@ -112,6 +114,8 @@ def distortion(  # noqa: PLR0913 - the questions that a caller may ask
             watch(Standing(best.bound, best.value, best.claimed, 1, time.monotonic() - start, best.point))
         radius = min(radius, most)
         left = None if seconds is None else seconds - (time.monotonic() - start)
+        if left is not None and left <= 0:
+            return replace(best, status=Outcome.LIMIT)
         whole = _covers(ask.box(radius), within)
         best = _within_box(ask, ask.box(radius), best, math.inf if whole else radius, gap, Effort(left, runner, watch))
         best = replace(best, seconds=time.monotonic() - start)
@@ -121,7 +125,9 @@ def distortion(  # noqa: PLR0913 - the questions that a caller may ask
         radius = best.value if best.value < 2 * radius else 2 * radius
 
 
-def _asked(graph: Graph, x: Tensor, label: int, norm: str, within: Box | None) -> _Ask:
+def _asked(
+    graph: Graph, x: Tensor, label: int, norm: str, within: Box | None, envelope: float | None
+) -> _Ask:
     """The question. Raises ``ValueError``."""
     shape = graph.nodes[graph.inputs[0]].shape
     if tuple(x.shape) != shape:
@@ -131,7 +137,8 @@ def _asked(graph: Graph, x: Tensor, label: int, norm: str, within: Box | None) -
     classes = math.prod(graph.nodes[graph.outputs[0]].shape)
     if not 0 <= label < classes or classes < 2:
         raise ValueError(f"label {label}: the graph has the classes 0 to {classes - 1}")
-    ask = _Ask(graph, x.double().unsqueeze(0), label, norm, None if within is None else within.to(torch.float64))
+    within = None if within is None else within.to(torch.float64)
+    ask = _Ask(graph, x.double().unsqueeze(0), label, norm, within, envelope)
     if not bool((ask.inside(ask.x) == ask.x).all()):
         raise ValueError("x is not among the inputs that count (within)")
     if float(ask.lead(ask.x)) >= 0:
@@ -163,23 +170,67 @@ def _within_box(ask: _Ask, box: Box, best: Optimum, outside: float, gap: float, 
     bounds = compute_bounds(prepared, box, Alpha(), keep=prepared.plan.watched)
     rows = margins(ask.graph, ask.label)
     ahead = compute_bounds(prepared, box, Alpha(), rows=rows).lower[0]
-    model = _distances(ask, encode(prepared, box, bounds), prepared.plan.input, box)
-    bound, claimed, status = outside, outside, Outcome.PROVEN
+    model = _distances(ask, encode(prepared, box, bounds, ask.envelope), prepared.plan.input, box)
     near = [k for k in ahead.argsort().tolist() if float(ahead[k]) <= 0]
-    for k in near:
-        # Of the whole nothing is proven anew before the last class: those that wait may be as near as it was known.
-        rest = (bound, claimed) if k == near[-1] else (best.bound, best.claimed)
-        watch = _of_all_classes(effort.watch, best, rest)
-        left = None if effort.seconds is None else effort.seconds - (time.monotonic() - start)
-        led = _led(model, prepared.plan.output, rows[k])
-        found, point = _one_class(ask, led, best, gap, replace(effort, seconds=left, watch=watch))
-        answer = found.answer
+    work = _Classes(ask, {k: _led(model, prepared.plan.output, rows[k]) for k in near}, best, outside, gap)
+    if effort.seconds is not None:
+        effort = replace(effort, seconds=effort.seconds - (time.monotonic() - start))
+    return work.run(effort)
+
+
+@dataclass(slots=True)
+class _Classes:
+    """The work on the classes that may win in a box, each with its model. State: ``best`` so far; of each class what is
+    proven, what the solver claimed, and how its search ended. Of the whole ``outside`` is known elsewhere."""
+
+    ask: _Ask
+    models: dict[int, Model]
+    best: Optimum
+    outside: float
+    gap: float
+    bound: dict[int, float] = field(default_factory=dict)
+    claimed: dict[int, float] = field(default_factory=dict)
+    ended: dict[int, Outcome] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for k in self.models:
+            self.bound[k], self.claimed[k], self.ended[k] = self.best.bound, self.best.claimed, Outcome.LIMIT
+
+    def run(self, effort: Effort) -> Optimum:
+        """Every class with an equal share of the time that is left when it is its turn. What others leave over goes to
+        those that need more, as long as a new share is twice the last one: they start again."""
+        until = math.inf if effort.seconds is None else time.monotonic() + effort.seconds
+        pending, share = list(self.models), 0.0
+        while pending:
+            fair = (until - time.monotonic()) / len(pending)
+            if fair <= 2 * share:
+                break
+            share = fair
+            for place, k in enumerate(pending):
+                left = None if math.isinf(until) else (until - time.monotonic()) / (len(pending) - place)
+                self._settle(k, replace(effort, seconds=left))
+            pending = [k for k in pending if self.ended[k] is Outcome.LIMIT and effort.seconds is not None]
+        missed = [ended for ended in self.ended.values() if ended is not Outcome.PROVEN]
+        status = Outcome.LIMIT if Outcome.LIMIT in missed else Outcome.OPEN if missed else Outcome.PROVEN
+        bound, claimed = (min([self.outside, *known.values()]) for known in (self.bound, self.claimed))
+        best = self.best
+        return replace(best, bound=max(best.bound, bound), claimed=max(best.claimed, claimed), status=status)
+
+    def _settle(self, k: int, effort: Effort) -> None:
+        """Work on one class."""
+        rest = [
+            min([self.outside, *(known[other] for other in known if other != k)])
+            for known in (self.bound, self.claimed)
+        ]
+        watch = _of_all_classes(effort.watch, self.best, (rest[0], rest[1]))
+        effort = replace(effort, watch=watch)
+        found, point = _one_class(self.ask, self.models[k], (self.best.value, self.bound[k]), self.gap, effort)
+        answer, best = found.answer, self.best
         if answer.value < best.value:
             best = replace(best, value=answer.value, point=point)
-        best = replace(best, nodes=best.nodes + answer.nodes)
-        bound, claimed = min(bound, answer.bound), min(claimed, found.claimed)
-        status = status if answer.outcome is Outcome.PROVEN else answer.outcome
-    return replace(best, bound=max(best.bound, bound), claimed=max(best.claimed, claimed), status=status)
+        self.best = replace(best, nodes=best.nodes + answer.nodes, failed=best.failed or found.failed)
+        self.bound[k], self.claimed[k] = max(self.bound[k], answer.bound), max(self.claimed[k], found.claimed)
+        self.ended[k] = answer.outcome
 
 
 def _of_all_classes(watch: Watch | None, best: Optimum, rest: tuple[float, float]) -> Watch | None:
@@ -223,13 +274,17 @@ def _led(model: Model, output: int, margin: Tensor) -> Model:
     return with_rows(model, (Row(terms, upper=0.0),))
 
 
-def _one_class(ask: _Ask, model: Model, best: Optimum, gap: float, effort: Effort) -> tuple[Settled, Tensor | None]:
-    """What is found for one class, and the example behind its value where that is new."""
+def _one_class(
+    ask: _Ask, model: Model, ends: tuple[float, float], gap: float, effort: Effort
+) -> tuple[Settled, Tensor | None]:
+    """What is found for one class, and the example behind its value where that is new. ``ends``: the distance of the
+    nearest example so far, and what is proven of this class."""
+    best, known = ends
     inputs, scales = model.columns[ask.graph.inputs[0]], 1 + torch.tensor(_NUDGES, dtype=torch.float64)
 
     def example(x: Tensor) -> tuple[float, Tensor | None]:
         return ask.nearest(x[inputs].reshape(ask.x.shape) - ask.x, scales)
 
     effort = replace(effort, watch=with_points(effort.watch, lambda x: example(x)[1]))
-    found = settle(model, Goal(gap=gap, evaluate=lambda x: example(x)[0]), effort, best=best.value)
+    found = settle(model, Goal(gap=gap, evaluate=lambda x: example(x)[0]), effort, known=known, best=best)
     return found, None if found.answer.x is None else example(found.answer.x)[1]

@@ -34,6 +34,7 @@ class Optimum:
 
     ``status``: PROVEN, ``value - bound`` is at most the gap; LIMIT, the time was up; OPEN, the proof got stuck (an
     envelope in place of an exact form, or the solver's arithmetic). ``nodes``: linear programs of the proof.
+    ``failed``: why the solver's own search failed, where it did (a crash of its process, a model that it refuses).
     """
 
     value: float
@@ -43,6 +44,7 @@ class Optimum:
     status: Outcome
     nodes: int
     seconds: float
+    failed: str = ""
 
 
 def minimum(  # noqa: PLR0913 - the questions that a caller may ask
@@ -130,6 +132,7 @@ class Encoded:
             answer.outcome,
             answer.nodes,
             time.monotonic() - start,
+            found.failed,
         )
 
     def _filled(self, model: Model, begin: Tensor, effort: Effort) -> Tensor | None:

@@ -75,6 +75,11 @@ class Settled:
     claimed: float
     claim: Solution | None
 
+    @property
+    def failed(self) -> str:
+        """Why the solver's run failed ("": it did not)."""
+        return self.claim.reason if self.claim is not None and self.claim.status is Status.FAILED else ""
+
 
 def settle(
     model: Model,

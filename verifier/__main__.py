@@ -1,8 +1,6 @@
 """``python -m verifier`` is the command ``verifier``."""
 
-import sys
-
-from verifier.cli import main
+from verifier.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

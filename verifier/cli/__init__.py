@@ -7,9 +7,11 @@ stdout carries the answer and nothing else; errors and progress go to stderr. Ex
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 INTERRUPTED = 130
 
@@ -25,6 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone: what is left in the buffer must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def command() -> NoReturn:
+    """The process of one command: it ends without taking torch down, which would take most of a second."""
+    code = main()
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+    finally:
+        os._exit(code)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verifier import limits
-from verifier.cli import INTERRUPTED
-from verifier.cli.search import Ending, follow
+from verifier.cli import INTERRUPTED, options
+from verifier.cli.search import Ending, follow, in_time
 from verifier.cli.text import aligned, outward
 from verifier.errors import InputError
 
@@ -27,7 +27,7 @@ GAP = 1e-6
 def check(arguments: argparse.Namespace) -> None:
     """Raise ``InputError`` where options do not go with the method."""
     exact = arguments.method == "exact"
-    for option in ("timeout", "gap"):
+    for option in ("timeout", "gap", "envelope"):
         if getattr(arguments, option) is not None and not exact:
             raise InputError(f"--{option} goes with --method exact: {arguments.method} takes the time that it takes")
     if exact and arguments.semantics != "real":
@@ -43,20 +43,25 @@ def answer(
     arguments: argparse.Namespace, network: Network, region: Box | LpBall, names: list[str], record: dict[str, Any]
 ) -> int:
     """Search, write, print; the exit code. ``record`` has what every method's result has."""
-    from verifier.exact.ranges import RangeSearch
-
     start = limits.process_start()
+    with in_time(start, arguments.timeout):
+        from verifier.exact.ranges import RangeSearch  # the solver takes its time to load
+
     gap = GAP if arguments.gap is None else arguments.gap
-    search = RangeSearch(network, region, label=arguments.label, gap=gap)
+    with in_time(start, arguments.timeout):
+        search = RangeSearch(network, region, label=arguments.label, gap=gap, envelope=arguments.envelope)
     ending = follow(search, start, arguments.timeout, arguments.quiet, lambda p: _describe(p, names))
     found, seconds = search.found(), limits.now() - start
     if arguments.output is not None:
         _save(arguments.output, found)
     if not arguments.quiet:
         print(f"verifier: {_summary(found, gap, ending, seconds)}", file=sys.stderr)
+        if search.failed:
+            print(f"verifier: the solver's own search failed: {search.failed}", file=sys.stderr)
     text = "\n".join(aligned(_table(found, names)))
     if arguments.json is not None:
-        data = json.dumps(record | _more(found, gap, ending, seconds), indent=1, allow_nan=False)
+        record = record | _more(found, gap, ending, seconds) | options.enclosed(arguments)
+        data = json.dumps(record, indent=1, allow_nan=False)
         if str(arguments.json) == "-":
             text = data
         else:

@@ -78,6 +78,10 @@ def add_exactness(parser: argparse._ActionsContainer) -> None:
                         "proven by then is printed")
     parser.add_argument("--gap", type=positive, metavar="G",
                         help="with exact: how far a proven bound may be from a value that was found (default: 1e-6)")
+    parser.add_argument("--envelope", type=positive, metavar="ERROR",
+                        help="with exact: enclose operators that have no exact form (Sigmoid, Tanh, ...), with this "
+                        "much between least and greatest result where that can be had; bounds are proven all the same, "
+                        "but need not come within the gap")
 
 
 def _add_region(region: argparse._ArgumentGroup) -> None:
@@ -144,6 +148,11 @@ def device(text: str) -> str:
     if _DEVICE.fullmatch(text) is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
     return text
+
+
+def enclosed(arguments: argparse.Namespace) -> dict[str, float]:
+    """What a record says of ``--envelope``."""
+    return {} if arguments.envelope is None else {"envelope": arguments.envelope}
 
 
 def output_files(named: Mapping[str, Path | None], read: Iterable[str | Path | None]) -> None:

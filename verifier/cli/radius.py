@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from verifier import __version__, limits
 from verifier.cli import INTERRUPTED, options
-from verifier.cli.search import Ending, follow
+from verifier.cli.search import Ending, follow, in_time
 from verifier.cli.text import outward
 from verifier.errors import InputError, UnsupportedError
 
@@ -51,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     options.output_files({"--output": arguments.output, "--json": arguments.json}, (arguments.model, arguments.input))
     start = limits.process_start()
-    network, search = _search(arguments)
+    with in_time(start, arguments.timeout):
+        network, search = _search(arguments)
     if arguments.label is None and not arguments.quiet:
         print(f"verifier: label {search.label}: the model's own class", file=sys.stderr)
     ending = follow(search, start, arguments.timeout, arguments.quiet, _describe)
@@ -61,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         for line in _explained(found, confirmed, ending, seconds):
             print(f"verifier: {line}", file=sys.stderr)
+        if search.failed:
+            print(f"verifier: the solver's own search failed: {search.failed}", file=sys.stderr)
     if arguments.json is not None:
         text = json.dumps(_record(arguments, found, confirmed, ending, seconds), indent=1, allow_nan=False)
         if str(arguments.json) == "-":
@@ -95,8 +98,9 @@ def _search(arguments: argparse.Namespace) -> tuple[Network, Any]:
     point = arrays.read_point(arguments.input, network.inputs[0].shape, arguments.max_bytes or arrays.MAX_BYTES)
     gap = GAP if arguments.gap is None else arguments.gap
     return network, RadiusSearch(
-        network, point, arguments.norm, label=arguments.label, data_range=arguments.data_range, gap=gap
-    )
+        network, point, arguments.norm, label=arguments.label, data_range=arguments.data_range, gap=gap,
+        envelope=arguments.envelope,
+    )  # fmt: skip
 
 
 def _confirmed(arguments: argparse.Namespace, network: Network, found: RadiusBracket) -> Confirmation | None:
@@ -178,6 +182,7 @@ def _record(
         "upper": number(found.upper),
         "gap": GAP if arguments.gap is None else arguments.gap,
         "seconds": round(seconds, 3),
+        **options.enclosed(arguments),
     }
     if found.point is not None and confirmed is not None:
         record["other"] = found.other

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from verifier import __version__, limits
 from verifier.cli import exact_range, options
+from verifier.cli.search import in_time
 from verifier.cli.text import aligned, outward
 from verifier.errors import InputError, UnsupportedError
 
@@ -68,8 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
     read = arguments.model, arguments.input, arguments.data, arguments.box
     options.output_files({"--output": arguments.output, "--json": arguments.json}, read)
     start = limits.now()
-    network = _network(arguments)
-    region = _region(arguments, network)
+    with in_time(limits.process_start(), arguments.timeout):
+        network = _network(arguments)
+        region = _region(arguments, network)
     from verifier.ranges import output_range
 
     if arguments.method == "exact":

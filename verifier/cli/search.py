@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from verifier import limits
 from verifier.cli.display import Display, choose_mode
+from verifier.errors import InputError
 
 if TYPE_CHECKING:
     from milp.highs import Runner
@@ -60,6 +61,20 @@ def follow(
         except OutOfTime:
             return "limit"
     return "done" if soft is None or limits.now() < soft else "limit"
+
+
+@contextmanager
+def in_time(start: float, timeout: float | None) -> Iterator[None]:
+    """What comes before a search, on the same clock. Raises ``InputError`` where the time is up by then: nothing is
+    known yet that could be told."""
+    try:
+        with alarm(None if timeout is None else start + timeout):
+            yield
+    except OutOfTime:
+        raise InputError(
+            f"--timeout {timeout:g}: the time was up before the search began, while the model was read and first "
+            "bounded: give more"
+        ) from None
 
 
 def _line(start: float, text: str) -> str:

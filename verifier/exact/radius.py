@@ -83,6 +83,7 @@ def exact_radius(  # noqa: PLR0913 - the questions that a caller may ask
     data_range: tuple[Number, Number] | None = None,
     *,
     gap: float = 1e-6,
+    envelope: float | None = None,
     timeout: float | None = None,
     report: Report | None = None,
 ) -> RadiusBracket:
@@ -91,11 +92,14 @@ def exact_radius(  # noqa: PLR0913 - the questions that a caller may ask
     ``x`` has as many elements as the model's input and is taken as exact numbers; ``data_range`` ``(low, high)`` says
     what every element of an input can be; ``label`` defaults to the model's own class at ``x`` (by onnxruntime).
     ``timeout`` in seconds is looked at between steps; what is proven by then is returned. ``report`` hears now and then
-    how far the work is. Raises ``InputError`` (also where another class is ahead of ``label`` at ``x``),
-    ``UnsupportedError`` (another norm, an operator without an exact form, a neuron without finite bounds).
+    how far the work is. ``envelope``: how far results of an operator without an exact form may be off it (None: such
+    an operator is an error); ``lower`` is proven then too, but need not come within the gap (status "open").
+
+    Raises ``InputError`` (also where another class is ahead of ``label`` at ``x``), ``UnsupportedError`` (another norm,
+    an operator without an exact form, a neuron without finite bounds).
     """
     start = limits.now()
-    work = RadiusSearch(single(model), x, norm, label=label, data_range=data_range, gap=gap)
+    work = RadiusSearch(single(model), x, norm, label=label, data_range=data_range, gap=gap, envelope=envelope)
     work.run(None if timeout is None else start + timeout, report=report)
     return work.found()
 
@@ -113,9 +117,9 @@ def check_norm(norm: str) -> None:
 
 class RadiusSearch:
     """The search for the radius. State: the best from both sides, which ``found`` returns at any moment, also after an
-    interrupt."""
+    interrupt; ``failed``: why a run of the solver failed, the first of them ("": none did)."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - as ``exact_radius``
         self,
         network: Network,
         x: np.ndarray,
@@ -124,6 +128,7 @@ class RadiusSearch:
         label: int | None = None,
         data_range: tuple[Number, Number] | None = None,
         gap: float = 1e-6,
+        envelope: float | None = None,
     ) -> None:
         """Look at what is asked. Raises as ``exact_radius``."""
         check_norm(norm)
@@ -134,7 +139,8 @@ class RadiusSearch:
             raise InputError("a radius asks for a class: the model needs at least two outputs")
         if not network.graph.variable[network.graph.outputs[0]]:
             raise InputError("the model's output does not depend on its input: no change reaches another class")
-        check_operators(network.graph, INSTEAD)
+        check_operators(network.graph, INSTEAD, envelope)
+        self.envelope, self.failed = envelope, ""
         self.graph, self.norm, self.gap = network.graph, norm, gap
         self.x = torch.from_numpy(point).reshape(variable.shape)
         self.outer, self.inner = _within(data_range, point, variable.shape)
@@ -180,6 +186,7 @@ class RadiusSearch:
                     self.norm,  # type: ignore[arg-type]
                     within=self.outer,
                     gap=0.99 * self.gap,  # the distance is computed exactly here
+                    envelope=self.envelope,
                     seconds=left,
                     runner=runner,
                     watch=watch,
@@ -190,6 +197,7 @@ class RadiusSearch:
                 self.ended = "open"  # boxes grew beyond what can be bounded
                 return
         self._hear(found.bound, found.point)
+        self.failed = found.failed
         if found.status is not Outcome.LIMIT:
             self.ended = "none" if math.isinf(found.bound) else "open"
 

@@ -79,12 +79,13 @@ class RangeProgress:
 Report = Callable[[RangeProgress], None]
 
 
-def exact_range(
+def exact_range(  # noqa: PLR0913 - the questions that a caller may ask
     model: str | Path | bytes | Network,
     box: Box | LpBall,
     *,
     label: int | None = None,
     gap: float = 1e-6,
+    envelope: float | None = None,
     timeout: float | None = None,
     report: Report | None = None,
 ) -> ExactRange:
@@ -92,21 +93,30 @@ def exact_range(
 
     With ``label`` that of the margins ``output[label] - output[c]`` for every other class c. ``timeout`` in seconds is
     shared among all ends and looked at between steps; what is proven by then is returned. ``report`` hears now and then
-    how far the work is. Raises ``InputError``, ``UnsupportedError`` (an operator without an exact form, a neuron
-    without finite bounds, a ball that is not a box).
+    how far the work is. ``envelope``: how far results of an operator without an exact form may be off it (None: such
+    an operator is an error); bounds are proven then too, but need not come within the gap (status "open").
+
+    Raises ``InputError``, ``UnsupportedError`` (an operator without an exact form, a neuron without finite bounds, a
+    ball that is not a box).
     """
     start = limits.now()
-    work = RangeSearch(single(model), box, label=label, gap=gap)
+    work = RangeSearch(single(model), box, label=label, gap=gap, envelope=envelope)
     work.run(None if timeout is None else start + timeout, report=report)
     return work.found()
 
 
 class RangeSearch:
     """The search for the ends. State: the best from both sides, which ``found`` returns at any moment, also after an
-    interrupt."""
+    interrupt; ``failed``: why a run of the solver failed, the first of them ("": none did)."""
 
     def __init__(
-        self, network: Network, box: Box | LpBall, *, label: int | None = None, gap: float = 1e-6
+        self,
+        network: Network,
+        box: Box | LpBall,
+        *,
+        label: int | None = None,
+        gap: float = 1e-6,
+        envelope: float | None = None,
     ) -> None:
         """Bound all boxes at once, by ``Crown``. Raises as ``exact_range``."""
         if isinstance(box, LpBall):
@@ -116,7 +126,8 @@ class RangeSearch:
             )
         if not gap > 0:
             raise InputError(f"gap: {gap} is not above 0")
-        check_operators(network.graph, INSTEAD)
+        check_operators(network.graph, INSTEAD, envelope)
+        self.envelope, self.failed = envelope, ""
         self.graph, self.box, self.gap = network.graph, box.to(torch.float64, "cpu"), gap
         found = output_range(network, self.box, Crown(), label=label)
         self.lower, self.upper = (ends.flatten(1).clone() for ends in (found.lower, found.upper))
@@ -192,7 +203,7 @@ class RangeSearch:
         """A box as a program, and what its tighter bounds say of the outputs."""
         box = self.box.take(torch.tensor([region]))
         with explained(INSTEAD):
-            encoded = Encoded.of(self.graph, box)
+            encoded = Encoded.of(self.graph, box, self.envelope)
             bounds = encoded.bounds
             if self.margins:
                 bounds = compute_bounds(encoded.prepared, encoded.box, bounds.method, rows=self.rows)
@@ -222,6 +233,7 @@ class RangeSearch:
             begin=at[end.region, end.value].unsqueeze(0),
         )
         self._prove(end, found.bound)
+        self.failed = self.failed or found.failed
         if found.point is not None:
             self._try(end.region, found.point[0])
         if found.status is not Outcome.LIMIT:

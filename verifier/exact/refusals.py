@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,12 +13,19 @@ from verifier.errors import InputError, UnsupportedError
 
 _LISTED = 8
 
+ENCLOSED = "--envelope ERROR (envelope=...) encloses such operators, and what is proven is then no longer exact"
 
-def check_operators(graph: Graph, instead: str) -> None:
+
+def check_operators(graph: Graph, instead: str, envelope: float | None = None) -> None:
     """Raise ``UnsupportedError`` where some operators have no exact form: it names all of them, each with its nodes.
 
-    ``instead``: what can be done.
+    ``instead``: what can be done. ``envelope``: how loosely such operators may be enclosed (None: not at all). Raises
+    ``InputError`` where that is not above 0.
     """
+    if envelope is not None:
+        if not 0 < envelope < math.inf:
+            raise InputError(f"envelope: {envelope} is not a positive number")
+        return
     found: dict[str, list[str]] = {}
     for node in graph.nodes:
         # Asked of the class: the block itself cannot be made before all neurons are bounded, which takes a while.
@@ -26,7 +34,7 @@ def check_operators(graph: Graph, instead: str) -> None:
     if found:
         raise UnsupportedError(
             f"an exact answer needs operators that are linear piece by piece: {'; '.join(map(_line, found.items()))} "
-            f"{'has' if len(found) == 1 else 'have'} no exact form. {instead}"
+            f"{'has' if len(found) == 1 else 'have'} no exact form. {instead}; {ENCLOSED}"
         )
 
 

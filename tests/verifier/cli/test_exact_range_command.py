@@ -22,8 +22,8 @@ from bounds import Alpha, Box
 from milp.process import ProcessRunner
 from verifier import limits
 from verifier.cli import main
-from verifier.cli.search import follow
-from verifier.exact.ranges import RangeProgress
+from verifier.cli.search import OutOfTime, follow
+from verifier.exact.ranges import RangeProgress, RangeSearch
 
 SCHEMA = resources.files("verifier").joinpath("report/range-1.schema.json")
 Capture = pytest.CaptureFixture[str]
@@ -100,11 +100,15 @@ def test_margins_over_several_regions(model: str, tmp_path: Path, capsys: Captur
         assert float(lower) >= float(loose.lower[region, other]) - 1e-8
 
 
+@pytest.mark.usefixtures("young")
 def test_when_the_time_is_up_what_is_proven_is_printed(
     model: str, point: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(limits, "process_start", lambda: limits.now() - 1000)
-    arguments = ["range", model, "--input", point, "--epsilon", "1/2", "--method", "exact", "--timeout", "1"]
+    def late(self: RangeSearch, *arguments: Any, **options: Any) -> None:
+        raise OutOfTime
+
+    monkeypatch.setattr(RangeSearch, "run", late)
+    arguments = ["range", model, "--input", point, "--epsilon", "1/2", "--method", "exact", "--timeout", "300"]
     assert main(arguments) == 0
     captured = capsys.readouterr()
     assert "the time is up: 3 of 3 are not known to within 1e-06, and their bounds are those proven" in captured.err
@@ -123,7 +127,7 @@ def test_an_interrupt_prints_what_is_known(
 
     def impatient(self: ProcessRunner, *arguments: Any, **options: Any) -> Any:
         calls.append(0)
-        if len(calls) > 2:
+        if len(calls) > 4:  # two an end: a point to begin with, and the search
             raise KeyboardInterrupt
         return plain(self, *arguments, **options)
 
@@ -198,7 +202,10 @@ def squashing(folder: Path) -> str:
         (2, ["--label", "9"], "label 9: the model has the classes 0 to"),
         (2, ["--method", "crown", "--timeout", "3"], "--timeout goes with --method exact"),
         (2, ["--method", "alpha", "--gap", "1e-3"], "--gap goes with --method exact"),
+        (2, ["--method", "crown", "--envelope", "0.1"], "--envelope goes with --method exact"),
         (3, ["SQUASHING"], "Sigmoid (node squashed) has no exact form. --method alpha"),
+        (3, ["SQUASHING"], "--envelope ERROR (envelope=...) encloses such operators"),
+        (2, ["--timeout", "1e-3"], "--timeout 0.001: the time was up before the search began"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -209,3 +216,25 @@ def test_what_is_wrong_is_named(
     assert main(["range", model, "--input", point, "--epsilon", "1/2", "--method", "exact", *options]) == code
     captured = capsys.readouterr()
     assert captured.out == "" and message in captured.err and captured.err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("young")
+def test_an_envelope_is_proven_and_not_called_exact(point: str, tmp_path: Path, capsys: Capture) -> None:
+    model, x = squashing(tmp_path), np.load(point).reshape(-1)[:2]
+    np.save(tmp_path / "two.npy", x)
+    sampled = x + np.random.default_rng(0).uniform(-0.5, 0.5, (20000, 2))
+    weights = np.array([[1.0, -2.0], [0.5, 1.0]])
+    values = 1 / (1 + np.exp(-sampled @ weights)) @ weights
+    given = ["range", model, "--input", str(tmp_path / "two.npy"), "--epsilon", "1/2", "--method", "exact"]
+    widths = []
+    for error in ("0.1", "0.01"):
+        assert main([*given, "--envelope", error, "--json", "-", "--timeout", "100"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["status"] == [["open", "open"]] and found["envelope"] == float(error)
+        lower, upper, least, greatest = (
+            np.array(found[name][0], dtype=float) for name in ("lower", "upper", "least", "greatest")
+        )
+        assert (lower <= values.min(0)).all() and (values.max(0) <= upper).all()
+        assert (lower <= least).all() and (greatest <= upper).all()
+        widths.append((upper - lower).max() - (greatest - least).max())
+    assert 0 < widths[1] < widths[0]

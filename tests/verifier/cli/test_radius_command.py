@@ -17,6 +17,7 @@ import verifier
 from milp.process import ProcessRunner
 from verifier import limits
 from verifier.cli import main
+from verifier.cli.search import OutOfTime
 from verifier.exact import witness
 from verifier.exact.witness import Confirmation, confirm
 from verifier.network import read_network
@@ -117,14 +118,13 @@ def test_what_is_known_is_printed_when_it_ends_early(
     """Bounds alone prove some radius, and the line search has an example."""
 
     def impatient(self: ProcessRunner, *arguments: Any, **options: Any) -> Any:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt if ending == "interrupted" else OutOfTime
 
+    monkeypatch.setattr(ProcessRunner, "__call__", impatient)
     start, asked = limits.now(), ["radius", model, "--exact", "--input", point, "--json", "-"]
-    if ending == "interrupted":
-        monkeypatch.setattr(ProcessRunner, "__call__", impatient)
-    else:
-        monkeypatch.setattr(limits, "process_start", lambda: start - 1000)
-        asked += ["--timeout", "1"]
+    if ending == "limit":
+        monkeypatch.setattr(limits, "process_start", lambda: start)
+        asked += ["--timeout", "1000"]
     assert main(asked) == (130 if ending == "interrupted" else 0)
     captured = capsys.readouterr()
     record = json.loads(captured.out)
@@ -133,9 +133,13 @@ def test_what_is_known_is_printed_when_it_ends_early(
     words = {"interrupted": "interrupted: the ends are those reached", "limit": "the time is up: the ends are those"}
     assert words[ending] in captured.err
     true = verifier.exact_radius(model, np.array(X)).upper
-    assert float(record["lower"]) <= true
-    if ending == "interrupted":
-        assert float(record["lower"]) > 0 and float(record["upper"]) >= true
+    assert 0 < float(record["lower"]) <= true <= float(record["upper"])
+
+
+def test_a_time_that_is_up_before_the_search_is_said(model: str, point: str, capsys: Capture) -> None:
+    assert main(["radius", model, "--exact", "--input", point, "--timeout", "1e-3"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "--timeout 0.001: the time was up before the search began" in captured.err
 
 
 def test_a_point_at_which_onnxruntime_gives_the_label_is_said(
