@@ -13,6 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from verifier.anytime.enclosure import Enclosure
+    from verifier.anytime.refinement import refine
     from verifier.api import load, verify
     from verifier.errors import InputError, InternalError, UnsupportedError, VerifierError
     from verifier.exact.radius import RadiusBracket, exact_radius
@@ -26,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Counterexample",
+    "Enclosure",
     "ExactRange",
     "InputError",
     "InternalError",
@@ -44,11 +47,14 @@ __all__ = [
     "load",
     "output_range",
     "read",
+    "refine",
     "robustness",
     "verify",
 ]
 
 _HOMES = (
+    ("verifier.anytime.enclosure", ("Enclosure",)),
+    ("verifier.anytime.refinement", ("refine",)),
     ("verifier.api", ("load", "verify")),
     ("verifier.errors", ("InputError", "InternalError", "UnsupportedError", "VerifierError")),
     ("verifier.exact.radius", ("RadiusBracket", "exact_radius")),
