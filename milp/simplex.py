@@ -29,7 +29,10 @@ class Simplex:
         self._lower, self._upper, self._cost = model.lower.clone(), model.upper.clone(), model.cost.clone()
 
     def extend(self, model: Model) -> None:
-        """Go on with ``model``: the one at hand with more rows behind its own. ``ValueError`` as from ``__init__``."""
+        """Go on with ``model``: the one at hand with more rows behind its own. ``ValueError`` as from ``__init__``, and
+        where the solver runs elsewhere."""
+        if not isinstance(self._engine, Engine):
+            raise ValueError("rows can be added to a relaxation that is solved in this process, not to one elsewhere")
         before = self.model
         problem(model)  # its arrays fit together
         rows, entries = before.row_lower.shape[0], before.index.shape[0]
