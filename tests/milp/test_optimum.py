@@ -12,7 +12,9 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from bounds import Alpha, Box, Crown, Graph, compute_bounds, trace
+from bounds.ops.base import UnsupportedOperatorError
 from milp.adversarial import distortion
+from milp.engine import NO_LIMITS, Limits
 from milp.exact import Outcome
 from milp.highs import Progress, Watch
 from milp.model import Model, Solution, Status
@@ -232,3 +234,51 @@ def test_whole_numbers_beyond_32_bits() -> None:
     found = minimum(graph, box, torch.ones((1, 1)), seconds=60.0)
     assert found.claimed == -math.inf and found.value == 0.0
     assert -3 <= found.bound <= 0.0
+
+
+def crash(*_: object, **__: object) -> Solution:
+    """A runner whose process dies."""
+    return Solution(Status.FAILED, math.inf, -math.inf, reason="the solver's process crashed (SIGSEGV)")
+
+
+def test_a_solver_that_fails_is_named_and_the_proof_goes_on() -> None:
+    graph, row = graph_of(network(3, 2, 4, 1)), torch.ones((1, 1))
+    box = Box.around(torch.zeros(1, 2, dtype=torch.float64), 1.0)
+    plain, failed = minimum(graph, box, row), minimum(graph, box, row, runner=crash)
+    assert plain.failed == "" and "SIGSEGV" in failed.failed and failed.claimed == -math.inf
+    assert failed.status is Outcome.PROVEN and failed.value == pytest.approx(plain.value, abs=2e-6)
+    classes, x = graph_of(network(4, 2, 4, 3)), torch.tensor([[0.1, -0.2]])
+    label = int(classes.evaluate(x.double().unsqueeze(0))[0].argmax())
+    found = distortion(classes, x, label, runner=crash)
+    assert "SIGSEGV" in found.failed and found.status is Outcome.PROVEN
+
+
+def test_a_distortion_with_an_envelope_is_proven() -> None:
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(2, 5), nn.Sigmoid(), nn.Linear(5, 3))
+    graph, x = graph_of(module), torch.tensor([[0.3, -0.1]])
+    label = int(graph.evaluate(x.double().unsqueeze(0))[0].argmax())
+    with pytest.raises(UnsupportedOperatorError, match="envelope"):
+        distortion(graph, x, label)
+    found = distortion(graph, x, label, envelope=0.01, seconds=60.0)
+    assert found.status is not Outcome.PROVEN or found.value - found.bound <= 1e-6
+    assert 0 < found.bound <= found.value < math.inf and found.point is not None
+    torch.manual_seed(2)
+    near = x.double() + found.bound * (2 * torch.rand(20_000, 1, 2, dtype=torch.float64) - 1)
+    assert bool((graph.evaluate(near)[0].argmax(-1) == label).all())
+    assert found.bound > 0.5 * found.value
+
+
+def test_every_class_has_its_share_of_the_time() -> None:
+    """The first one's search never comes to an end; the others are looked at nevertheless."""
+    graph, x = graph_of(network(11, 4, 20, 20, 5)), torch.zeros(1, 4)
+    label = int(graph.evaluate(x.double().unsqueeze(0))[0].argmax())
+    asked = list[float | None]()
+
+    def slow(model: Model, limits: Limits = NO_LIMITS, **_: object) -> Solution:
+        asked.append(limits.seconds)
+        return Solution(Status.LIMIT, math.inf, -math.inf)
+
+    distortion(graph, x, label, seconds=2.0, runner=slow)
+    assert len(asked) > 1 and None not in asked
+    assert asked[0] is not None and asked[0] < 2.0 * 0.5
