@@ -108,7 +108,7 @@ def measure_tightening(query: Query, seconds: float, nodes: int) -> Iterator[str
     prepared, box = bounds.prepare(query.graph), first_box(query)
     known = compute_bounds(prepared, box, Alpha(), keep=prepared.plan.watched)
     start = time.process_time()
-    least, chosen = root_bound(query, prepared, box, known)
+    least, chosen = root_bound(query, prepared, known)
     yield f"bound {least:.5f} from the ascent's bounds of neurons ({time.process_time() - start:.2f} s)"
     spent = 0.0
     for node, order in chosen.items():
@@ -116,18 +116,16 @@ def measure_tightening(query: Query, seconds: float, nodes: int) -> Iterator[str
         known = tightened(prepared, box, known, {node: order}, nodes=nodes, seconds=max(0.0, seconds - spent))
         took = time.process_time() - start
         spent += took
-        least, _ = root_bound(query, prepared, box, known)
+        least, _ = root_bound(query, prepared, known)
         share = f"{count_tighter(before, known, node)} of {len(order)} neurons tighter"
         cost = f"{took:.2f} s, {1000 * took / (2 * len(order)):.1f} ms an end"
         yield f"bound {least:.5f} after node {node}: {share}, in all by {gained(before, known, node):.1%}, {cost}"
 
 
-def root_bound(query: Query, prepared: Prepared, box: Box, known: Bounds) -> tuple[float, dict[int, list[int]]]:
+def root_bound(query: Query, prepared: Prepared, known: Bounds) -> tuple[float, dict[int, list[int]]]:
     """The least re-checked bound of a clause of the first box by a linear program, and the neurons that weigh on it,
     by pre-activation."""
-    model = encode(prepared, box, known)
-    encoded = EncodedBox(query, 0, prepared.plan.graph, model, model.columns[prepared.plan.output])
-    found = []
+    encoded, found = EncodedBox.over(query, prepared, 0, known), []
     for clause in encoded.clauses:
         program = clause_program(encoded, clause).model
         dual = Simplex(program).solve().dual

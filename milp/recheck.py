@@ -147,7 +147,12 @@ def leaves(model: Model, closed: Sequence[Leaf], prover: Prover | None = None) -
     """
     if not covers(model, [leaf.splits for leaf in closed]):
         return -math.inf
-    least = math.inf
+    return least(model, closed, prover)
+
+
+def least(model: Model, closed: Sequence[Leaf], prover: Prover | None = None) -> float:
+    """The least that ``lower_bound`` and ``refuted`` prove of one of these leaves; inf where there are none."""
+    lowest = math.inf
     own = Prover.of(model) if prover is None else replace(prover, model=model)
     for ray, prover in ((False, own), (True, replace(own, model=without_cost(model)))):
         kind = [leaf for leaf in closed if leaf.ray == ray]
@@ -155,8 +160,8 @@ def leaves(model: Model, closed: Sequence[Leaf], prover: Prover | None = None) -
             part = kind[first : first + BATCH]
             lower, upper = (torch.stack(e) for e in zip(*(ends(model, leaf.splits) for leaf in part), strict=True))
             bound = prover.bounds(torch.stack([leaf.dual for leaf in part]), lower, upper)
-            least = min(least, float((torch.where(bound > 0, math.inf, -math.inf) if ray else bound).min()))
-    return least
+            lowest = min(lowest, float((torch.where(bound > 0, math.inf, -math.inf) if ray else bound).min()))
+    return lowest
 
 
 def covers(model: Model, paths: Sequence[tuple[Split, ...]]) -> bool:

@@ -187,7 +187,8 @@ def walked(prepared: Prepared, box: Box, bounds: Bounds) -> Bounds:
 
 def candidates(prepared: Prepared, bounds: Bounds, model: Model, dual: Tensor) -> dict[int, list[int]]:
     """By pre-activation that bounds may gain from (an affine function of the input has exact ones), its elements whose
-    operators are relaxed, the one first whose phases cost the bound of ``model`` that ``dual`` ``[R]`` proves most.
+    operators are relaxed, the one first whose phases cost the bound of ``model`` that ``dual`` ``[R]`` proves most, and
+    of those that cost the same the widest.
 
     ``model``: the program of ``prepared`` over ``bounds`` with whatever was added to it.
     """
@@ -202,7 +203,9 @@ def candidates(prepared: Prepared, bounds: Bounds, model: Model, dual: Tensor) -
         rows = torch.zeros_like(model.row_lower).index_add_(0, prover.row[held], sizes[held])
         weight = torch.zeros_like(model.cost).index_add_(0, model.index, rows[prover.row])
         mine = torch.where(columns >= 0, weight[columns.clamp(min=0)], 0.0)
-        open_ = loose(plan, bounds.intervals, node, bounds.intervals[node]).flatten().nonzero().flatten()
+        low, high = bounds.intervals[node]
+        open_ = loose(plan, bounds.intervals, node, (low, high)).flatten().nonzero().flatten()
+        open_ = open_[(high - low).flatten()[open_].argsort(descending=True, stable=True)]
         found[node] = open_[mine[open_].argsort(descending=True, stable=True)].tolist()
     return {node: elements for node, elements in found.items() if elements}
 

@@ -120,17 +120,31 @@ class LendPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class TightenPlan:
+    """Better bounds of neurons by programs, for clauses that last. ``nodes``: linear programs for each end of a neuron,
+    of which the ``most`` that the clause's bound depends on most are taken in each layer, for a ``share`` of the time
+    left; ``processes`` that solve them (0: the caller's)."""
+
+    nodes: int = 20
+    most: int = 20
+    share: float = 0.2
+    processes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramPlan:
     """Mixed-integer programs in place of splits. ``steps`` (at least 1) of ascent for each neuron whose bounds enter a
     program. A clause that is open after ``nodes`` linear programs is handed to the solver's own search; all of them
     together have a ``share`` of the time left for it, each at most ``most_seconds``. ``process``: in a process of its
-    own, which is killed when that is over; without it the solver works in the caller's, where it may take longer."""
+    own, which is killed when that is over; without it the solver works in the caller's, where it may take longer.
+    ``tighten``: before the own search goes on, better bounds of neurons (None: it goes on as it is)."""
 
     steps: int = 20
     nodes: int = 300
     share: float = 0.3
     most_seconds: float = 60.0
     process: bool = False
+    tighten: TightenPlan | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bounds import Box, Crown, DomainError, Prepared, compute_bounds
+from bounds import Bounds, Box, Crown, DomainError, Prepared, compute_bounds
 from bounds.compute import Method
 from bounds.constraints import Row
 from bounds.graph import Graph
@@ -44,13 +44,14 @@ class Program:
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedBox:
     """A query's graph on its box ``number``: ``model`` without a cost, ``forms`` ``[F]`` the columns of the forms (-1:
-    the form is 0 there)."""
+    the form is 0 there); ``bounds``: those that it rests on, where they are of use to someone."""
 
     query: Query
     number: int
     graph: Graph
     model: Model
     forms: Tensor
+    bounds: Bounds | None = None
 
     @staticmethod
     def of(
@@ -66,17 +67,23 @@ class EncodedBox:
         Raises ``UnsupportedError`` for an operator without an exact form and for a neuron without finite bounds (both
         are named), ``InputError`` where the box reaches points at which an operator has no value.
         """
-        lower, upper = query.cases.lower[number], query.cases.upper[number]
-        box = Box(torch.from_numpy(lower)[None], torch.from_numpy(upper)[None])
         try:
-            bounds = compute_bounds(prepared, box, method, keep=prepared.plan.watched)
+            bounds = compute_bounds(prepared, box_of(query, number), method, keep=prepared.plan.watched)
         except DomainError as error:
             raise InputError(str(error)) from error
+        return EncodedBox.over(query, prepared, number, bounds, envelope)
+
+    @staticmethod
+    def over(
+        query: Query, prepared: Prepared, number: int, bounds: Bounds, envelope: float | None = None
+    ) -> EncodedBox:
+        """Encode the box with proven bounds that are there already. Raises ``UnsupportedError`` as ``of``."""
         try:
-            model = encode(prepared, box, bounds, envelope)
+            model = encode(prepared, box_of(query, number), bounds, envelope)
         except (UnsupportedOperatorError, UnboundedError) as error:
             raise UnsupportedError(str(error)) from error
-        return EncodedBox(query, number, prepared.plan.graph, model, model.columns[prepared.plan.output])
+        graph, output = prepared.plan.graph, prepared.plan.output
+        return EncodedBox(query, number, graph, model, model.columns[output], bounds)
 
     @property
     def clauses(self) -> range:
@@ -88,6 +95,12 @@ class EncodedBox:
         """How many literals a clause of the query has."""
         first, last = self.query.cases.literals_of[clause : clause + 2].tolist()
         return int(last - first)
+
+
+def box_of(query: Query, number: int) -> Box:
+    """A query's box."""
+    ends = (query.cases.lower[number], query.cases.upper[number])
+    return Box(*(torch.from_numpy(end)[None] for end in ends))
 
 
 def clause_program(encoded: EncodedBox, clause: int) -> Program:

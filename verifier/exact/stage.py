@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from verifier.branch.problem import OpenTask
 from verifier.branch.waiting import Waiting
 from verifier.exact.claims import Claim, Claims
 from verifier.exact.programs import EncodedBox, Program, clause_program
+from verifier.exact.tighter import tighter
 from verifier.record import programs as entries
 from verifier.run import Run
 from verifier.strategy import ProgramPlan
@@ -45,6 +46,8 @@ def settle_programs(run: Run, plan: ProgramPlan) -> Verdict:
     work.begin()
     if not run.expired() and work.open:
         work.ask()
+    if not run.expired() and work.open:
+        work.tighten()
     work.finish()
     return work.verdict()
 
@@ -53,6 +56,8 @@ def settle_programs(run: Run, plan: ProgramPlan) -> Verdict:
 class _Clause:
     """A clause's search. State: where it stands, and what the solver says of it."""
 
+    encoded: EncodedBox
+    task: OpenTask
     program: Program
     search: Search
     keep: entries.Keeping | None
@@ -104,6 +109,30 @@ class _Stage:
                     break
         self.run.enter("programs")
 
+    def tighten(self) -> None:
+        """Better bounds of neurons, box by box; where they gain, the searches of its clauses begin anew."""
+        run, plan = self.run, self.plan.tighten
+        if plan is None:
+            return
+        run.enter("tighten")
+        prepared, until = prepare_graph(run.query.graph), run.share(plan.share)
+        tasks = list({work.task.task: work.task for work in self.open}.values())
+        for place, task in enumerate(tasks):
+            mine = [work for work in self.open if work.task is task]
+            worst = min(mine, key=lambda work: work.state.bound)
+            now = time.monotonic()
+            end = now + (until - now) / (len(tasks) - place)
+            which = task.task, worst.program.clauses[0]
+            better = tighter(prepared, worst.encoded, which, plan, end, run.write)
+            for work in mine if better is not None else ():
+                assert better is not None
+                run.refuted -= work.state.closed
+                again = self._started(better, task, work.program.clauses[0])
+                self.open[self.open.index(work)] = replace(again, claim=work.claim)
+            if run.expired():
+                break
+        run.enter("programs")
+
     def finish(self) -> None:
         """The rest of every search."""
         left = self.open
@@ -137,7 +166,7 @@ class _Stage:
         columns = program.model.columns[program.graph.inputs[0]]
         goal = Goal(threshold=0.0, evaluate=_replaying(run, columns, program.box))
         search = Search(program.model, Simplex(program.model), goal, None if keep is None else keep.add, run.deadline)
-        return _Clause(program, search, keep, search.start())
+        return _Clause(encoded, task, program, search, keep, search.start())
 
     def _follow(self, work: _Clause, nodes: float, later: list[_Clause] | None = None) -> bool:
         """Search one clause's program to its end, to so many linear programs, or to the deadline: whether it is

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from bounds import Alpha, Prepared
+from bounds import Alpha, Bounds, Prepared
 from bounds import prepare as prepare_graph
 from bounds.plan import Plan
 from milp import recheck
 from milp.model import Model
+from milp.tighten import Layer
 from verifier.branch.problem import OpenTask, Problem
 from verifier.branch.root import screen
-from verifier.exact.programs import EncodedBox, clause_program
+from verifier.exact.programs import EncodedBox, box_of, clause_program
 from verifier.record import programs
 from verifier.record.report import Checks
 
 
+@dataclass(slots=True)
+class _Proof:
+    """What is known of a clause. State: the least that one of its leaves proves, and the splits that lead to each."""
+
+    least: float = math.inf
+    paths: list[tuple[recheck.Split, ...]] = field(default_factory=list)
+
+    def bound(self, model: Model) -> float:
+        """What the leaves together prove; -inf where they leave a part open."""
+        return self.least if recheck.covers(model, self.paths) else -math.inf
+
+
 class ProgramWalk:
-    """Feed it the entries in order; ``finish`` proves the last clause and says which have none. State: the leaves of
-    the clause at hand, the program that they are of, and the clauses that are proved."""
+    """Feed it the entries in order, of several clauses in any order; ``finish`` says which are not proved. State: the
+    box at hand and the program of the clause at hand, what leaves have proved so far, and better bounds of boxes."""
 
     def __init__(self, problem: Problem, exact: Plan, steps: int, checks: Checks) -> None:
         self.problem, self.checks, self.method = problem, checks, Alpha(steps=steps)
         self.prepared: Prepared = prepare_graph(problem.query.graph)
         self.tasks: dict[int, OpenTask] = {}
-        self.at: tuple[int, int] | None = None
-        self.encoded: EncodedBox | None = None
-        self.model: Model | None = None
-        self.leaves: list[recheck.Leaf] = []
+        self.better: dict[int, Bounds] = {}
+        self.encoded: tuple[int, EncodedBox] | None = None
+        self.model: tuple[tuple[int, int], Model] | None = None
+        self.proofs: dict[tuple[int, int], _Proof] = {}
         self.proved: set[tuple[int, int]] = set()
         for _, part in screen(problem, exact):
             checks.add(part.refuted)
@@ -38,21 +52,24 @@ class ProgramWalk:
 
     def step(self, kind: str, entry: Mapping[str, Tensor]) -> None:
         """Take an entry. Raises ``ValueError`` for one that is none, or is about nothing that is open."""
+        if kind == programs.TIGHTENED:
+            self._tighten(int(entry["task"]), int(entry["node"]), entry)
+            return
         if kind != programs.KIND:
             raise ValueError(f"an entry of kind {kind!r} among programs")
         place = int(entry["task"]), int(entry["clause"])
         if place not in self._open():
             raise ValueError(f"an entry about clause {place[1]} of task {place[0]}, which is not open")
-        if place != self.at:
-            self._close()
-            self._begin(place)
-        assert self.model is not None
-        self.leaves += programs.of_arrays(entry, self.model.lower.shape[0], self.model.row_lower.shape[0])
+        model = self._model(place)
+        leaves = programs.of_arrays(entry, model.lower.shape[0], model.row_lower.shape[0])
+        proof = self.proofs.setdefault(place, _Proof())
+        proof.least = min(proof.least, recheck.least(model, leaves))
+        proof.paths += [leaf.splits for leaf in leaves]
 
     def finish(self) -> None:
         """After the last entry."""
         self._close()
-        for task, clause in sorted(self._open() - self.proved):
+        for task, clause in sorted(self._open() - self.proofs.keys()):
             self.checks.fail(f"nothing refutes clause {clause} of task {task}")
 
     def _open(self) -> set[tuple[int, int]]:
@@ -60,24 +77,50 @@ class ProgramWalk:
             (number, int(clause))
             for number, task in self.tasks.items()
             for clause in self.problem.clauses[number][task.alive]
+            if (number, int(clause)) not in self.proved
         }
 
-    def _begin(self, place: tuple[int, int]) -> None:
-        box = int(self.problem.box[place[0]])
-        if self.encoded is None or self.encoded.number != box:
-            self.encoded = EncodedBox.of(self.problem.query, self.prepared, box, self.method)
-        self.at, self.leaves, self.model = place, [], clause_program(self.encoded, place[1]).model
+    def _tighten(self, task: int, node: int, entry: Mapping[str, Tensor]) -> None:
+        """Take better ends of a task's neurons. What the leaves so far do not prove is to be proved anew."""
+        if task not in self.tasks or node not in self.prepared.plan.watched:
+            raise ValueError(f"better bounds of node {node} in task {task}, where there are none")
+        for place in [place for place in self.proofs if place[0] == task]:
+            if self.proofs[place].bound(self._model(place)) > 0:
+                self._done(place)
+            self.proofs.pop(place, None)
+        encoded = self._encoded(task)
+        assert encoded.bounds is not None
+        layer = Layer.of(self.prepared, box_of(self.problem.query, encoded.number), encoded.bounds, node)
+        self.better[task] = layer.applied(programs.ends_of(entry, layer))
+        self.encoded = self.model = None
+
+    def _encoded(self, task: int) -> EncodedBox:
+        if self.encoded is None or self.encoded[0] != task:
+            query, box = self.problem.query, int(self.problem.box[task])
+            found = self.better.get(task)
+            encoded = (
+                EncodedBox.of(query, self.prepared, box, self.method)
+                if found is None
+                else EncodedBox.over(query, self.prepared, box, found)
+            )
+            self.encoded = task, encoded
+        return self.encoded[1]
+
+    def _model(self, place: tuple[int, int]) -> Model:
+        if self.model is None or self.model[0] != place:
+            self.model = place, clause_program(self._encoded(place[0]), place[1]).model
+        return self.model[1]
+
+    def _done(self, place: tuple[int, int]) -> None:
+        self.checks.add(len(self.proofs[place].paths))
+        self.proved.add(place)
 
     def _close(self) -> None:
-        """Prove the clause at hand."""
-        if self.at is None or self.model is None:
-            return
-        with torch.no_grad():
-            bound = recheck.leaves(self.model, self.leaves)
-        if bound > 0:
-            self.proved.add(self.at)
-            self.checks.add(len(self.leaves))
-        else:
-            self.checks.add(len(self.leaves), len(self.leaves))
-            self.checks.fail(f"the leaves of clause {self.at[1]} in task {self.at[0]} prove no more than {bound:.3g}")
-        self.at = None
+        """Prove the clauses that have leaves."""
+        for place, proof in sorted(self.proofs.items()):
+            bound, count = proof.bound(self._model(place)), len(proof.paths)
+            if bound > 0:
+                self._done(place)
+                continue
+            self.checks.add(count, count)
+            self.checks.fail(f"the leaves of clause {place[1]} in task {place[0]} prove no more than {bound:.3g}")

@@ -1,23 +1,29 @@
 """Leaves of a program as entries: the splits of integer columns that lead to each, and its multipliers.
 
-    kind "program": task, clause (in the query); depth [K]: how many splits; column, value [E], up [E]: bits, leaf by
-                    leaf from the root; ray [K]: bits; dual [K, R] float64
+    kind "program":   task, clause (in the query); depth [K]: how many splits; column, value [E], up [E]: bits, leaf
+                      by leaf from the root; ray [K]: bits; dual [K, R] float64
+    kind "tightened": task, node; element [N], upper [N]: bits, count [N]: the leaves of each better end of its interval
+                      (``milp.tighten.End``), which are as above
+
+From the last "tightened" of a task on, its programs rest on the better intervals, and leaves of earlier ones prove the
+clauses that they cover and no others.
 
 Any multipliers prove something (``milp.recheck``), so a leaf is decided with them as they are stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from milp.recheck import Leaf, Split
+from milp.tighten import End, Layer
 from verifier.record.entries import Write
 from verifier.record.packing import bits, unpacked, whole
 
-KIND = "program"
+KIND, TIGHTENED = "program", "tightened"
 LEAVES = 64
 """In one entry."""
 
@@ -53,6 +59,33 @@ def arrays_of(leaves: list[Leaf]) -> dict[str, Tensor]:
         "ray": bits(torch.tensor([leaf.ray for leaf in leaves])),
         "dual": torch.stack([leaf.dual for leaf in leaves]),
     }
+
+
+def of_ends(task: int, node: int, ends: Sequence[End]) -> dict[str, Tensor]:
+    """The entry of better ends of a node."""
+    return {
+        "task": torch.tensor([task]),
+        "node": torch.tensor([node]),
+        "element": torch.tensor([end.element for end in ends], dtype=torch.int32),
+        "upper": bits(torch.tensor([end.upper for end in ends])),
+        "count": torch.tensor([len(end.leaves) for end in ends], dtype=torch.int32),
+        **arrays_of([leaf for end in ends for leaf in end.leaves]),
+    }
+
+
+def ends_of(arrays: Mapping[str, Tensor], layer: Layer) -> list[End]:
+    """The ends of an entry, for the program of what its node depends on. Raises ``ValueError`` as ``of_arrays``."""
+    leaves = of_arrays(arrays, layer.model.lower.shape[0], layer.model.row_lower.shape[0])
+    element, number = arrays["element"], arrays["element"].numel()
+    places = whole(element, number, layer.bounds.intervals[layer.node][0].numel()).tolist()
+    upper, count = unpacked(arrays["upper"], number).tolist(), whole(arrays["count"], number, len(leaves) + 1).tolist()
+    if sum(count) != len(leaves):
+        raise ValueError(f"{len(leaves)} leaves for ends that have {sum(count)}")
+    found, first = list[End](), 0
+    for place, side, size in zip(places, upper, count, strict=True):
+        found.append(End(place, side, tuple(leaves[first : first + size])))
+        first += size
+    return found
 
 
 def of_arrays(arrays: Mapping[str, Tensor], columns: int, rows: int) -> list[Leaf]:
