@@ -2,6 +2,7 @@
 
     python benchmarks/programs.py encode  --instances BENCHMARKS
     python benchmarks/programs.py tighten --instances BENCHMARKS [--seconds 30] [--nodes 1] [--only NAME NET PROPERTY]
+    python benchmarks/programs.py clauses --instances BENCHMARKS [--timeout 10] [--only mnist_fc ...]
     python benchmarks/programs.py decide  --instances BENCHMARKS [--timeout 60] [--only rl_benchmarks ...] [--out F.csv]
 
 ``BENCHMARKS`` is a folder of the competition's benchmarks. Seconds are of the processor.
@@ -10,6 +11,8 @@
 - ``tighten``: neurons of one instance (mnist_fc 256x4) one by one, those first whose phases the bound of the property's
   worst clause depends on most, each end by a linear program or a search of ``--nodes`` of them; after each layer the
   root bound of the clauses by a linear program over the better bounds.
+- ``clauses``: boxes with several clauses that bounds leave open, as one program for all of them and as one a clause:
+  the least bound by linear programs, the solver's search, the proof.
 - ``decide``: every instance by the exact stage alone (the attack before it and the solver's own search included), each
   leaf re-checked, and each unsat proved again from its record.
 """
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 import tempfile
 import time
@@ -35,11 +39,14 @@ import bounds  # noqa: E402
 import verifier  # noqa: E402
 from bounds import Alpha, Bounds, Box, Crown, Prepared, compute_bounds  # noqa: E402
 from milp.encode import encode  # noqa: E402
+from milp.exact import Goal, Outcome, search  # noqa: E402
+from milp.highs import Limits, solve  # noqa: E402
+from milp.model import Model  # noqa: E402
 from milp.recheck import lower_bound  # noqa: E402
 from milp.simplex import Simplex  # noqa: E402
 from milp.tighten import candidates, tightened  # noqa: E402
 from verifier import pipeline  # noqa: E402
-from verifier.exact.programs import EncodedBox, clause_program  # noqa: E402
+from verifier.exact.programs import EncodedBox, box_program, clause_program  # noqa: E402
 from verifier.instances import Instance, read_instances  # noqa: E402
 from verifier.query import Query  # noqa: E402
 from verifier.record.recheck import recheck  # noqa: E402
@@ -48,6 +55,7 @@ from verifier.verdict import TO_TOLERANCE  # noqa: E402
 
 ENCODED = (("mnist_fc", "256x6", "prop_3"), ("cifar10_resnet", "2b", "prop_3"))
 TIGHTENED = ("mnist_fc", "256x4", "prop_6_0.03")
+SEVERAL = ("mnist_fc", "acasxu")
 SMALLEST = ("rl_benchmarks", "safenlp", "reach_prob_density")
 REPEATS = 5
 
@@ -148,6 +156,52 @@ def gained(before: Bounds, after: Bounds, node: int) -> float:
     return 1 - float((new[1] - new[0])[open_].sum() / (high - low)[open_].sum())
 
 
+def measure_clauses(instances: Path, names: list[str], timeout: float) -> Iterator[str]:
+    """Two lines for the first box of every instance whose bounds leave several clauses open."""
+    for instance in read_instances([instances / name for name in names]):
+        query = query_of(instance)
+        encoded = EncodedBox.of(query, bounds.prepare(query.graph), 0, Alpha())
+        single = [program for k in encoded.clauses if corner((program := clause_program(encoded, k)).model) <= 0]
+        if len(single) > 1:
+            yield f"{' '.join(instance.key)}: {len(single)} clauses, {int(encoded.model.integer.sum())} phases"
+            whole = box_program(encoded, [program.clauses[0] for program in single])
+            yield f"  one program: {tried([whole.model], timeout)}"
+            yield f"  one a clause: {tried([program.model for program in single], timeout)}"
+
+
+def corner(model: Model) -> float:
+    """The least value of a program whose rows are left out."""
+    return float(torch.minimum(model.cost * model.lower, model.cost * model.upper).sum()) + model.offset
+
+
+def tried(models: list[Model], timeout: float) -> str:
+    """What programs that share the time come to, and the processor seconds of each part."""
+    start, limit = time.process_time(), timeout / len(models)
+    duals = [(model, Simplex(model).solve().dual) for model in models]
+    least = min(-math.inf if dual is None else lower_bound(model, dual) for model, dual in duals)
+    linear = time.process_time()
+    runs = [solve(model, Limits(limit, bound=0.0, value=0.0)) for model in models]
+    said = [word(run.bound > 0, run.value <= 0) for run in runs]
+    solved = time.process_time()
+    answers = [search(model, Simplex(model), Goal(threshold=0.0), seconds=limit) for model in models]
+    proven = [word(answer.outcome is Outcome.PROVEN, answer.outcome is Outcome.CANDIDATE) for answer in answers]
+    ended, count = time.process_time(), sum(answer.nodes for answer in answers)
+    return (
+        f"linear {least:.4g} in {linear - start:.2f} s; solver {counted(said)} in {solved - linear:.2f} s; proof "
+        f"{counted(proven)} in {ended - solved:.2f} s, {count} programs"
+    )
+
+
+def word(refuted: bool, found: bool) -> str:
+    """How a program ended."""
+    return "point" if found else "refuted" if refuted else "open"
+
+
+def counted(words: list[str]) -> str:
+    """Each word with its number."""
+    return ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words)))
+
+
 def measure_decisions(instances: Path, names: list[str], timeout: float) -> Iterator[Decided]:
     """Every instance of these benchmarks by programs alone."""
     for instance in read_instances([instances / name for name in names]):
@@ -169,7 +223,7 @@ def main() -> None:
     """Measure and print."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("encode", "tighten", "decide"))
+    parser.add_argument("what", choices=("encode", "tighten", "clauses", "decide"))
     parser.add_argument("--instances", type=Path, required=True, metavar="BENCHMARKS")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--timeout", type=float, default=60.0)
@@ -184,6 +238,8 @@ def main() -> None:
         return
     if options.what == "encode":
         lines = measure_encoding(options.instances)
+    elif options.what == "clauses":
+        lines = measure_clauses(options.instances, options.only or list(SEVERAL), options.timeout)
     else:
         query = find(options.instances, *(options.only or TIGHTENED))
         lines = measure_tightening(query, options.seconds, options.nodes)
