@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from bounds import Bounds, Box, Crown, DomainError, LpBall, compute_bounds, margins
+from bounds import Bounds, Box, Crown, DomainError, Graph, LpBall, compute_bounds, margins
 from verifier.errors import InputError, UnsupportedError
 from verifier.property.numbers import exact, rank
 from verifier.regions import Number, exact_range, fitting
@@ -43,21 +44,34 @@ def output_range(
     Raises ``InputError``, ``UnsupportedError``.
     """
     network = single(model, as_stored=semantics == "float32")
-    graph = network.graph
+    rows = None if label is None else rows_of(network, label)
+    return bounded(network.graph, region, method or Crown(), rows, semantics)
+
+
+def rows_of(network: Network, label: int) -> Tensor:
+    """The margins ``[classes - 1, *output shape]`` of a class. Raises ``InputError`` where it is none."""
+    count = network.outputs[0].size
+    if not 0 <= label < count or count < 2:
+        raise InputError(f"label {label}: the model has the classes 0 to {count - 1}")
+    return margins(network.graph, label)
+
+
+def bounded(
+    graph: Graph,
+    region: Box | LpBall,
+    method: Method,
+    rows: Tensor | None = None,
+    semantics: Literal["real", "float32"] | None = "real",
+) -> Bounds:
+    """``compute_bounds``, where what is wrong with the region or the graph is the user's: raises ``InputError``."""
     if not graph.variable[graph.outputs[0]]:
         raise InputError("the model's output does not depend on its input: there is nothing to bound")
     if isinstance(region, LpBall) and bool(region.empty().any()):
         raise InputError("the region is empty: no input satisfies it")
     if isinstance(region, Box) and bool(region.empty().any()):
         raise InputError(f"box {int(region.empty().nonzero()[0])} is empty (lower > upper): no input satisfies it")
-    rows = None
-    if label is not None:
-        count = network.outputs[0].size
-        if not 0 <= label < count or count < 2:
-            raise InputError(f"label {label}: the model has the classes 0 to {count - 1}")
-        rows = margins(graph, label)
     try:
-        return compute_bounds(graph, region, method or Crown(), rows=rows, semantics=semantics)
+        return compute_bounds(graph, region, method, rows=rows, semantics=semantics)
     except DomainError as error:
         raise InputError(str(error)) from error
 

@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 
 from verifier.anytime.bounding import Function
+from verifier.anytime.domain import Domain
 
 SAMPLES, STEPS, SHRINK = 16, 12, 0.7
 
 
-def samples(function: Function, seed: int) -> Tensor:
+def samples(domain: Domain, seed: int) -> Tensor:
     """The centre and uniformly drawn points, ``[N, n]``."""
-    low, high = function.domain.ends()
+    low, high = domain.ends()
     draw = torch.Generator().manual_seed(seed)
     shares = torch.rand((SAMPLES, low.shape[1]), generator=draw, dtype=torch.float64)
-    return function.domain.inside(torch.cat([low / 2 + high / 2, low + shares * (high - low)]))
+    return domain.inside(torch.cat([low / 2 + high / 2, low + shares * (high - low)]))
 
 
 def descended(function: Function, points: Tensor, width: Tensor, sign: float, steps: int = STEPS) -> Tensor:

@@ -93,7 +93,7 @@ class Refiner:
     def start(self) -> State:
         """The whole region bounded, and points in it tried."""
         state, (low, high) = self.begun(), self.function.domain.ends()
-        points = samples(self.function, self.seed)
+        points = samples(self.function.domain, self.seed)
         tried = [descended(self.function, points, high - low, sign) for sign in self.signs]
         return self._closed(self._tried(state, torch.cat([points, *tried])))
 

@@ -28,8 +28,11 @@ def check(arguments: argparse.Namespace) -> None:
     """Raise ``InputError`` where options do not go with the method."""
     exact = arguments.method == "exact"
     for option in ("timeout", "gap", "envelope"):
-        if getattr(arguments, option) is not None and not exact:
-            raise InputError(f"--{option} goes with --method exact: {arguments.method} takes the time that it takes")
+        if getattr(arguments, option) is not None and not exact and arguments.method != "anytime":
+            raise InputError(
+                f"--{option} goes with --method {'exact' if option == 'envelope' else 'exact and anytime'}: "
+                f"{arguments.method} takes the time that it takes"
+            )
     if exact and arguments.semantics != "real":
         raise InputError(
             "--semantics float32 goes with the other methods: --method exact is about exact arithmetic over the stored "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verifier import __version__, limits
-from verifier.cli import exact_range, options
+from verifier.cli import anytime_range, exact_range, options
 from verifier.cli.search import in_time
 from verifier.cli.text import aligned, outward
 from verifier.errors import InputError, UnsupportedError
@@ -37,13 +37,29 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument(
         "--method",
-        choices=(*METHODS, "exact"),
-        default="crown",
-        help="how bounds are computed (default: crown); exact: the ends themselves, from both sides, by mixed-integer "
-        "programming whose every step is proven",
+        choices=("anytime", *METHODS, "exact"),
+        default="anytime",
+        help="how bounds are computed (default: anytime, which closes in from both sides until the time is up); exact: "
+        "the ends themselves, by mixed-integer programming whose every step is proven; the others give one bound",
+    )
+    parser.add_argument(
+        "--functional", metavar="EXPR",
+        help="with anytime: the range of an expression in y, the outputs, in place of each output, such as "
+        "'y[0] - max(y[1:])' or 'softmax(y)[2]'",
     )
     parser.add_argument("--steps", type=options.count, metavar="N", help="ascent steps of --method alpha (default: 20)")
     options.add_exactness(parser)
+    parser.add_argument(
+        "--memory", type=options.positive, metavar="GB", help="with anytime: what open boxes may take (default: 1)"
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE",
+        help="with anytime, one value and one region: write the state there, and go on from it",
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.svg",
+        help="with anytime, one value and one region: draw how the ends closed in over time",
+    )
     parser.add_argument(
         "--semantics",
         choices=("real", "float32"),
@@ -67,21 +83,22 @@ def run(arguments: argparse.Namespace) -> int:
     """Bound, write, print; the exit code."""
     _check(arguments)
     read = arguments.model, arguments.input, arguments.data, arguments.box
-    options.output_files({"--output": arguments.output, "--json": arguments.json}, read)
+    named = ("output", "json", "plot", "checkpoint")
+    options.output_files({f"--{name}": getattr(arguments, name) for name in named}, read)
     start = limits.now()
     with in_time(limits.process_start(), arguments.timeout):
         network = _network(arguments)
         region = _region(arguments, network)
     from verifier.ranges import output_range
 
-    if arguments.method == "exact":
-        names = _names(network, arguments.label)
-        return exact_range.answer(arguments, network, region, names, _head(arguments, names, "real"))
+    names = _names(network, arguments)
+    if arguments.method in ("anytime", "exact"):
+        method_answer = anytime_range.answer if arguments.method == "anytime" else exact_range.answer
+        return method_answer(arguments, network, region, names, _head(arguments, names, "real"))
     method = method_of(arguments.method, arguments.steps)
     found = output_range(network, region, method, label=arguments.label, semantics=arguments.semantics)
     if arguments.output is not None:
         _save(arguments.output, found)
-    names = _names(network, arguments.label)
     seconds = limits.now() - start
     if not arguments.quiet:
         print(
@@ -102,6 +119,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--mean and --std belong together")
     if arguments.steps is not None and arguments.method != "alpha":
         raise InputError(f"--steps goes with --method alpha: {arguments.method} takes no steps")
+    anytime_range.check(arguments)
     exact_range.check(arguments)
     if given == ["box"]:
         if arguments.epsilon is not None or arguments.data_range is not None:
@@ -167,9 +185,11 @@ def _save(path: Path, found: Bounds) -> None:
         np.savez(target, lower=found.lower.cpu().numpy(), upper=found.upper.cpu().numpy())
 
 
-def _names(network: Network, label: int | None) -> list[str]:
-    """What each value is: an output element by its index, or a margin."""
-    variable = network.outputs[0]
+def _names(network: Network, arguments: argparse.Namespace) -> list[str]:
+    """What each value is: an output element by its index, a margin, or the expression."""
+    variable, label = network.outputs[0], arguments.label
+    if arguments.functional is not None:
+        return [arguments.functional]
     if label is not None:
         return [f"{label} - {c}" for c in range(variable.size) if c != label]
     import numpy as np
@@ -209,7 +229,7 @@ def _head(arguments: argparse.Namespace, names: list[str], semantics: str | None
     """What is asked, as data."""
     region = {
         name: getattr(arguments, name)
-        for name in ("input", "data", "box", "epsilon", "norm", "data_range", "mean", "std", "label")
+        for name in ("input", "data", "box", "epsilon", "norm", "data_range", "mean", "std", "label", "functional")
     }
     return {
         "schema": SCHEMA,

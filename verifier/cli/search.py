@@ -70,7 +70,10 @@ def in_time(start: float, timeout: float | None) -> Iterator[None]:
     try:
         with alarm(None if timeout is None else start + timeout):
             yield
-    except OutOfTime:
+    except (OutOfTime, ImportError) as error:
+        # A library that is interrupted while it is loaded says that it cannot be.
+        if timeout is None or (isinstance(error, ImportError) and limits.now() < start + timeout):
+            raise
         raise InputError(
             f"--timeout {timeout:g}: the time was up before the search began, while the model was read and first "
             "bounded: give more"

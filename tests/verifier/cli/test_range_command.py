@@ -59,7 +59,7 @@ def test_the_table_holds_every_output(model: str, point: str, method: str, exact
 
 def test_arrays_and_json_say_the_same(model: str, point: str, tmp_path: Path, capsys: Capture) -> None:
     files = [str(tmp_path / "found.npz"), str(tmp_path / "found.json")]
-    arguments = ["range", model, "--input", point, "--epsilon", "0.1", "-q"]
+    arguments = ["range", model, "--input", point, "--epsilon", "0.1", "-q", "--method", "crown"]
     assert main([*arguments, "--output", files[0], "--json", files[1]]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -84,7 +84,7 @@ def test_boxes_and_several_points(model: str, tmp_path: Path, capsys: Capture) -
     np.savez(tmp_path / "box.npz", lower=x - 0.25, upper=x + 0.25)
     outputs = []
     for options in (["--data", str(tmp_path / "data.npz"), "--epsilon", "0.25"], ["--box", str(tmp_path / "box.npz")]):
-        assert main(["range", model, *options]) == 0
+        assert main(["range", model, "--method", "crown", *options]) == 0
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1]
     assert outputs[0].split("\n")[0].split() == ["region", "output", "lower", "upper"]
@@ -92,7 +92,7 @@ def test_boxes_and_several_points(model: str, tmp_path: Path, capsys: Capture) -
 
 
 def test_margins_of_a_class(model: str, point: str, capsys: Capture) -> None:
-    assert main(["range", model, "--input", point, "--epsilon", "0.01", "--label", "1"]) == 0
+    assert main(["range", model, "--input", point, "--epsilon", "0.01", "--label", "1", "--method", "crown"]) == 0
     rows = [line.rsplit(maxsplit=2) for line in capsys.readouterr().out.splitlines()[1:]]
     graph = verifier.load(model)
     scores = graph.evaluate(torch.tensor([[0.25, -0.5]], dtype=torch.float64).reshape(1, *graph.nodes[0].shape))[0]
@@ -108,10 +108,8 @@ def test_balls_of_other_norms(model: str, point: str, norm: str, capsys: Capture
     """Within the box, and hold samples of the ball, cut to the data range."""
     widths = {}
     for kind in ("inf", norm):
-        assert (
-            main(["range", model, "--input", point, "--epsilon", "0.5", "--norm", kind, "--data-range", "-1", "0.5"])
-            == 0
-        )
+        asked = ["range", model, "--input", point, "--epsilon", "0.5", "--norm", kind, "--data-range", "-1", "0.5"]
+        assert main([*asked, "--method", "crown"]) == 0
         rows = [[float(v) for v in row[1:]] for row in table(capsys.readouterr().out)]
         widths[kind] = sum(high - low for low, high in rows)
     assert widths[norm] < widths["inf"]
@@ -130,7 +128,8 @@ def test_what_float32_returns(model: str, point: str, capsys: Capture) -> None:
     """onnxruntime's results lie inside, and nothing is narrower than in exact arithmetic."""
     found = {}
     for semantics in ("real", "float32"):
-        assert main(["range", model, "--input", point, "--epsilon", "0", "--semantics", semantics]) == 0
+        asked = ["range", model, "--input", point, "--epsilon", "0", "--method", "crown"]
+        assert main([*asked, "--semantics", semantics]) == 0
         captured = capsys.readouterr()
         assert f"{semantics} arithmetic" in captured.err
         found[semantics] = [(float(a), float(b)) for _, a, b in table(captured.out)]
@@ -139,7 +138,7 @@ def test_what_float32_returns(model: str, point: str, capsys: Capture) -> None:
     outputs = open_session(network.model).run(None, feed)[0].reshape(-1)
     for value, (a, b), (low, high) in zip(outputs.tolist(), found["real"], found["float32"], strict=True):
         assert low <= value <= high and low <= a and b <= high and high - low > b - a
-    options = ["--mean", "0", "--std", "1", "--semantics", "float32"]
+    options = ["--mean", "0", "--std", "1", "--semantics", "float32", "--method", "crown"]
     assert main(["range", model, "--input", point, "--epsilon", "0", *options]) == 3
 
 
@@ -147,9 +146,9 @@ def test_normalisation_in_front(model: str, tmp_path: Path, capsys: Capture) -> 
     np.save(tmp_path / "image.npy", np.array([0.5, 0.25], dtype=np.float32))
     np.savez(tmp_path / "box.npz", lower=[-1.0, -1.0], upper=[1.0, 0.0])
     image = ["--input", str(tmp_path / "image.npy"), "--epsilon", "1/4", "--mean", "0.5", "--std", "1/4"]
-    assert main(["range", model, *image]) == 0
+    assert main(["range", model, *image, "--method", "crown"]) == 0
     rows = table(capsys.readouterr().out)
-    assert main(["range", model, "--box", str(tmp_path / "box.npz")]) == 0
+    assert main(["range", model, "--box", str(tmp_path / "box.npz"), "--method", "crown"]) == 0
     for one, two in zip(rows, table(capsys.readouterr().out), strict=True):
         # (0.5, 0.25) -+ 1/4 becomes (-1 .. 1, -2 .. 0): more than the box below it.
         assert float(one[1]) <= float(two[1]) and float(two[2]) <= float(one[2])
@@ -195,7 +194,7 @@ def test_from_python(model: str) -> None:
         (["--box", "EMPTY"], "box 0 is empty"),
         (["--data", "POINT.npz", "--epsilon", "1"], "no such file"),
         (["--input", "POINT", "--epsilon", "1", "--output", "NOWHERE/x.npz"], "does not exist"),
-        (["--input", "POINT", "--epsilon", "1", "--device", "cuda:99"], "does not exist here"),
+        (["--input", "POINT", "--epsilon", "1", "--method", "crown", "--device", "cuda:99"], "does not exist here"),
     ],
 )
 def test_what_is_wrong_is_named(

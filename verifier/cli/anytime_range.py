@@ -1,0 +1,163 @@
+"""``verifier range --method anytime``: ends of the outputs that close in from both sides, as table, arrays, JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from decimal import ROUND_CEILING, ROUND_FLOOR
+from typing import TYPE_CHECKING, Any
+
+from verifier import limits
+from verifier.cli import INTERRUPTED
+from verifier.cli.search import Ending, follow, in_time
+from verifier.cli.text import aligned, outward
+from verifier.errors import InputError
+
+if TYPE_CHECKING:
+    from bounds import Box, LpBall
+    from verifier.anytime.turns import Ends, TurnProgress, Turns
+    from verifier.network import Network
+
+GAP, SECONDS, MEMORY = 1e-6, 10.0, 1.0
+OWN = ("functional", "memory", "checkpoint", "plot")
+"""Options that no other method has."""
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise ``InputError`` where options do not go with the method."""
+    anytime = arguments.method == "anytime"
+    for option in OWN:
+        if getattr(arguments, option) is not None and not anytime:
+            raise InputError(f"--{option} goes with --method anytime, not with {arguments.method}")
+    if not anytime:
+        return
+    if arguments.functional is not None and arguments.label is not None:
+        raise InputError("--functional and --label: one of the two (y[LABEL] - max(...) is a functional too)")
+    if arguments.envelope is not None:
+        raise InputError("--envelope goes with --method exact: anytime encloses every operator by itself")
+    if arguments.semantics != "real":
+        raise InputError(
+            "--semantics float32 goes with the methods interval, forward, crown and alpha: anytime is about exact "
+            "arithmetic over the stored weights"
+        )
+    if arguments.device not in ("auto", "cpu"):
+        raise InputError(f"--device {arguments.device}: --method anytime works on the processor (cpu)")
+
+
+def answer(
+    arguments: argparse.Namespace, network: Network, region: Box | LpBall, names: list[str], record: dict[str, Any]
+) -> int:
+    """Refine, write, print; the exit code. ``record`` has what every method's result has."""
+    start, gap = limits.process_start(), GAP if arguments.gap is None else arguments.gap
+    if region.size > 1 or len(names) > 1:
+        for option in ("checkpoint", "plot"):
+            if getattr(arguments, option) is not None:
+                raise InputError(
+                    f"--{option} is about one value over one region; these are {len(names)} over {region.size}: name "
+                    "one, such as --functional 'y[0]'"
+                )
+    with in_time(start, arguments.timeout):
+        turns = _turns(arguments, network, region, gap)
+    if arguments.timeout is None:  # the first bounds are always waited for
+        start, seconds = limits.now(), SECONDS
+        if not arguments.quiet:
+            print(f"verifier: {SECONDS:g} s for all values together; --timeout gives more or less", file=sys.stderr)
+    else:
+        seconds = arguments.timeout
+    ending = follow(turns, start, seconds, arguments.quiet, lambda p: _describe(p, names))
+    found, spent = turns.found(), limits.now() - start
+    _write(arguments, network, found, turns)
+    if not arguments.quiet:
+        for line in _summary(arguments, found, gap, ending, spent):
+            print(f"verifier: {line}", file=sys.stderr)
+    text = "\n".join(aligned(_table(found, names)))
+    if arguments.json is not None:
+        data = json.dumps(record | _more(found, gap, ending, spent), indent=1, allow_nan=False)
+        if str(arguments.json) == "-":
+            text = data
+        else:
+            arguments.json.write_text(data + "\n", encoding="utf-8")
+    print(text, flush=True)
+    return INTERRUPTED if ending == "interrupted" else 0
+
+
+def _turns(arguments: argparse.Namespace, network: Network, region: Box | LpBall, gap: float) -> Turns:
+    from verifier.anytime.turns import Effort, Turns
+
+    memory = int((MEMORY if arguments.memory is None else arguments.memory) * limits.GIGABYTE)
+    effort = Effort(gap, memory, arguments.checkpoint)
+    return Turns(network, region, label=arguments.label, functional=arguments.functional, effort=effort)
+
+
+def _describe(progress: TurnProgress, names: list[str]) -> str:
+    gap = max(progress.least - progress.lower, progress.upper - progress.greatest)
+    region, value = progress.place
+    return (
+        f"{progress.done} of {progress.total} done; region {region}, {names[value]}: minimum {progress.lower:.6g} to "
+        f"{progress.least:.6g}, maximum {progress.greatest:.6g} to {progress.upper:.6g}, gap {gap:.3g}, "
+        f"{progress.open} open boxes"
+    )
+
+
+def _summary(
+    arguments: argparse.Namespace, found: Ends, gap: float, ending: Ending, seconds: float
+) -> Iterator[str]:
+    states = [state for region in found.status for state in region]
+    what = f"anytime bounds of {len(found.status[0])} values over " + (
+        "1 region" if len(found.status) == 1 else f"{len(found.status)} regions"
+    )
+    left = sum(state != "exact" for state in states)
+    if left:
+        why = {"limit": "the time is up", "interrupted": "interrupted", "done": "nothing more could be done"}[ending]
+        yield (
+            f"{what} in {seconds:.1f} s; {why}: {left} of {len(states)} are not known to within {gap:g}; all ends are "
+            "proven in real arithmetic"
+        )
+    else:
+        yield f"{what}, known to within {gap:g}, in {seconds:.1f} s; all ends are proven in real arithmetic"
+    if arguments.checkpoint is not None and arguments.checkpoint.exists():
+        yield f"the same command goes on from {arguments.checkpoint}"
+
+
+def _table(found: Ends, names: list[str]) -> Iterator[tuple[str, ...]]:
+    """A line for each value. The minimum lies between lower and least, the maximum between greatest and upper, as
+    printed too."""
+    many = len(found.status) > 1
+    yield ("region",) * many + ("output", "lower", "upper", "least", "greatest", "status")
+    sides = [side.tolist() for side in (found.lower, found.upper, found.least, found.greatest)]
+    ways = (ROUND_FLOOR, ROUND_CEILING, ROUND_CEILING, ROUND_FLOOR)
+    for k, states in enumerate(found.status):
+        for r, (name, state) in enumerate(zip(names, states, strict=True)):
+            numbers = (outward(side[k][r], way) for side, way in zip(sides, ways, strict=True))
+            yield (str(k),) * many + (name, *numbers, state)
+
+
+def _more(found: Ends, gap: float, ending: Ending, seconds: float) -> dict[str, Any]:
+    from verifier.report.result import number
+
+    sides = {"lower": found.lower, "upper": found.upper, "least": found.least, "greatest": found.greatest}
+    return {
+        **{name: [[number(v) for v in row] for row in side.tolist()] for name, side in sides.items()},
+        "status": [list(states) for states in found.status],
+        "gap": gap,
+        "ending": ending,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _write(arguments: argparse.Namespace, network: Network, found: Ends, turns: Turns) -> None:
+    """The arrays, shaped as the other methods' ones, and the picture."""
+    if arguments.output is not None:
+        import numpy as np
+
+        outputs = arguments.label is None and arguments.functional is None
+        shape = network.graph.nodes[network.graph.outputs[0]].shape if outputs else found.lower.shape[1:]
+        sides = {name: getattr(found, name) for name in ("lower", "upper", "least", "greatest")}
+        with open(arguments.output, "wb") as target:  # numpy would add its own ending to a name
+            np.savez(target, **{name: side.reshape(-1, *shape).numpy() for name, side in sides.items()})
+    if arguments.plot is not None:
+        from verifier.anytime.plot import svg
+
+        arguments.plot.write_text(svg(turns.history), encoding="utf-8")
