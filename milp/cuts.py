@@ -81,6 +81,13 @@ class Neurons:
         """Of any model, in the order of their phases. Ends of its columns that are not finite have no cuts."""
         return _related(model, *_switches(model))
 
+    def places(self, phase: Tensor) -> Tensor:
+        """Which neurons have these phases ``[K]``. Raises ``ValueError`` for a column that is none of them."""
+        which = torch.searchsorted(self.phase, phase)
+        if bool((which >= self.phase.shape[0]).any()) or not torch.equal(self.phase[which], phase):
+            raise ValueError("a cut of a column that is no phase of a neuron after an affine row")
+        return which
+
     def owner(self) -> Tensor:
         """``[E]``: the neuron that an entry belongs to."""
         return torch.repeat_interleave(torch.arange(self.phase.shape[0]), self.start.diff())
@@ -124,10 +131,7 @@ def with_cuts(model: Model, cuts: Cuts, neurons: Neurons | None = None) -> Model
     subsets that do not fit the rows.
     """
     known = Neurons.of(model) if neurons is None else neurons
-    which = torch.searchsorted(known.phase, cuts.phase)
-    there = which < known.phase.shape[0]
-    if not bool(there.all()) or not bool((known.phase[which] == cuts.phase).all()):
-        raise ValueError("a cut of a column that is no phase of a neuron after an affine row")
+    which = known.places(cuts.phase)
     entry, cut = _entries(known, which)
     if cuts.member.shape != entry.shape:
         raise ValueError(f"subsets of {cuts.member.numel()} columns in all for rows of {entry.numel()}")

@@ -137,9 +137,13 @@ class ProgramPlan:
     program. A clause that is open after ``nodes`` linear programs is handed to the solver's own search; all of them
     together have a ``share`` of the time left for it, each at most ``most_seconds``. ``process``: in a process of its
     own, which is killed when that is over; without it the solver works in the caller's, where it may take longer.
-    ``tighten``: before the own search goes on, better bounds of neurons (None: it goes on as it is)."""
+    ``tighten``: before the own search goes on, better bounds of neurons (None: it goes on as it is). ``cuts``: rounds
+    of cuts (``milp.cuts``; 0: none) for a clause that one linear program leaves open, in ``cut_share`` of the time
+    left."""
 
     steps: int = 20
+    cuts: int = 8
+    cut_share: float = 0.1
     nodes: int = 300
     share: float = 0.3
     most_seconds: float = 60.0
@@ -149,6 +153,8 @@ class ProgramPlan:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"ProgramPlan.steps is {self.steps}: at least 1 is needed")
+        if self.cuts < 0:
+            raise ValueError(f"ProgramPlan.cuts is {self.cuts}: at least 0 is needed")
 
 
 @dataclass(frozen=True, slots=True)

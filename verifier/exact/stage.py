@@ -2,7 +2,8 @@
 
 It stands in for splits of inputs or activations where it is chosen. A clause's program has the clause's margin as its
 minimum (``programs.py``); where the search over it (``milp.exact``) proves that to be above 0, no input of the box
-fulfils the clause. Points of its linear programs are tried as counterexamples.
+fulfils the clause. Points of its linear programs are tried as counterexamples. A clause that one linear program leaves
+open is searched with cuts (``milp.cuts``), which its record names.
 
 Clauses that are not done after some linear programs are handed to the solver's own search, which is quicker at finding
 counterexamples and proves nothing (``claims.py``); then the own search goes on where it stood.
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from bounds import Alpha
 from bounds import prepare as prepare_graph
+from milp.cuts import strengthened
 from milp.exact import Goal, Outcome, Search, SearchState
 from milp.simplex import Simplex
 from verifier.activation_stage import screened
@@ -93,6 +95,9 @@ class _Stage:
                     self.always += 1
                     continue
                 work = self._started(encoded, task, clause)
+                if self._follow(work, 1):
+                    continue
+                work = self._strengthened(work)
                 if not self._follow(work, self.plan.nodes):
                     self.open.append(work)
         self.outside = -math.inf if self.always else math.inf
@@ -163,6 +168,25 @@ class _Stage:
     def _started(self, encoded: EncodedBox, task: OpenTask, clause: int) -> _Clause:
         run, program = self.run, clause_program(encoded, clause)
         keep = None if run.write is None else entries.Keeping(run.write, task.task, clause)
+        return self._searching(program, keep, encoded, task)
+
+    def _strengthened(self, work: _Clause) -> _Clause:
+        """The same clause with cuts, from the start; as it stands where there are none, or a leaf is closed already."""
+        if self.run.expired() or work.state.closed:
+            return work
+        left = self.run.share(self.plan.cut_share) - time.monotonic()
+        seconds = None if math.isinf(left) else max(left, 0.0)
+        strong = strengthened(work.program.model, rounds=self.plan.cuts, enough=0.0, seconds=seconds)
+        if not strong.cuts.phase.shape[0]:
+            return work
+        if work.keep is not None:
+            work.keep.cut(strong.cuts)
+        return self._searching(replace(work.program, model=strong.model), work.keep, work.encoded, work.task)
+
+    def _searching(
+        self, program: Program, keep: entries.Keeping | None, encoded: EncodedBox, task: OpenTask
+    ) -> _Clause:
+        run = self.run
         columns = program.model.columns[program.graph.inputs[0]]
         goal = Goal(threshold=0.0, evaluate=_replaying(run, columns, program.box))
         search = Search(program.model, Simplex(program.model), goal, None if keep is None else keep.add, run.deadline)

@@ -46,6 +46,7 @@ class ProgramWalk:
         self.model: tuple[tuple[int, int], Model] | None = None
         self.proofs: dict[tuple[int, int], _Proof] = {}
         self.proved: set[tuple[int, int]] = set()
+        self.cuts: dict[tuple[int, int], Mapping[str, Tensor]] = {}
         for _, part in screen(problem, exact):
             checks.add(part.refuted)
             self.tasks.update({task.task: task for task in part.open})
@@ -55,11 +56,17 @@ class ProgramWalk:
         if kind == programs.TIGHTENED:
             self._tighten(int(entry["task"]), int(entry["node"]), entry)
             return
-        if kind != programs.KIND:
+        if kind not in (programs.KIND, programs.CUTS):
             raise ValueError(f"an entry of kind {kind!r} among programs")
         place = int(entry["task"]), int(entry["clause"])
         if place not in self._open():
             raise ValueError(f"an entry about clause {place[1]} of task {place[0]}, which is not open")
+        if kind == programs.CUTS:
+            if place in self.proofs or place in self.cuts:
+                raise ValueError("cuts behind leaves of the program without them")
+            self.cuts[place], self.model = entry, None
+            self._model(place)
+            return
         model = self._model(place)
         leaves = programs.of_arrays(entry, model.lower.shape[0], model.row_lower.shape[0])
         proof = self.proofs.setdefault(place, _Proof())
@@ -88,6 +95,7 @@ class ProgramWalk:
             if self.proofs[place].bound(self._model(place)) > 0:
                 self._done(place)
             self.proofs.pop(place, None)
+        self.cuts = {place: entry for place, entry in self.cuts.items() if place[0] != task}
         encoded = self._encoded(task)
         assert encoded.bounds is not None
         layer = Layer.of(self.prepared, box_of(self.problem.query, encoded.number), encoded.bounds, node)
@@ -108,7 +116,8 @@ class ProgramWalk:
 
     def _model(self, place: tuple[int, int]) -> Model:
         if self.model is None or self.model[0] != place:
-            self.model = place, clause_program(self._encoded(place[0]), place[1]).model
+            model = clause_program(self._encoded(place[0]), place[1]).model
+            self.model = place, programs.cut_by(model, self.cuts[place]) if place in self.cuts else model
         return self.model[1]
 
     def _done(self, place: tuple[int, int]) -> None:

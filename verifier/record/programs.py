@@ -8,7 +8,11 @@
 From the last "tightened" of a task on, its programs rest on the better intervals, and leaves of earlier ones prove the
 clauses that they cover and no others.
 
-Any multipliers prove something (``milp.recheck``), so a leaf is decided with them as they are stored.
+    kind "cuts":      task, clause; phase [K]: of which neurons; member: bits, which columns of the affine row of each
+                      are in its subset (``milp.cuts``). Before the leaves, which are of the program with these rows
+
+A cut is made again from its subset, and follows from the program's other rows whatever the subset is. Any multipliers
+prove something (``milp.recheck``), so a leaf is decided with them as they are stored.
 """
 
 from __future__ import annotations
@@ -18,12 +22,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from milp.cuts import Cuts, Neurons, with_cuts
+from milp.model import Model
 from milp.recheck import Leaf, Split
 from milp.tighten import End, Layer
 from verifier.record.entries import Write
 from verifier.record.packing import bits, unpacked, whole
 
-KIND, TIGHTENED = "program", "tightened"
+KIND, TIGHTENED, CUTS = "program", "tightened", "cuts"
 LEAVES = 64
 """In one entry."""
 
@@ -34,6 +40,10 @@ class Keeping:
     def __init__(self, write: Write, task: int, clause: int) -> None:
         self._write, self._about, self._leaves = write, {"task": task, "clause": clause}, list[Leaf]()
 
+    def cut(self, cuts: Cuts) -> None:
+        """The rows that are added to the program: before any leaf, and once."""
+        self._write(CUTS, self._named() | {"phase": cuts.phase.int(), "member": bits(cuts.member)})
+
     def add(self, leaf: Leaf) -> None:
         """One more."""
         self._leaves.append(leaf)
@@ -43,9 +53,11 @@ class Keeping:
     def flush(self) -> None:
         """Write what waits."""
         if self._leaves:
-            about = {name: torch.tensor([value]) for name, value in self._about.items()}
-            self._write(KIND, about | arrays_of(self._leaves))
+            self._write(KIND, self._named() | arrays_of(self._leaves))
             self._leaves = []
+
+    def _named(self) -> dict[str, Tensor]:
+        return {name: torch.tensor([value]) for name, value in self._about.items()}
 
 
 def arrays_of(leaves: list[Leaf]) -> dict[str, Tensor]:
@@ -86,6 +98,14 @@ def ends_of(arrays: Mapping[str, Tensor], layer: Layer) -> list[End]:
         found.append(End(place, side, tuple(leaves[first : first + size])))
         first += size
     return found
+
+
+def cut_by(model: Model, arrays: Mapping[str, Tensor]) -> Model:
+    """The program with the rows of an entry of cuts. Raises ``ValueError`` for arrays that do not fit it."""
+    neurons = Neurons.of(model)
+    phase = whole(arrays["phase"], arrays["phase"].numel(), model.lower.shape[0])
+    count = int(neurons.start.diff()[neurons.places(phase)].sum())
+    return with_cuts(model, Cuts(phase, unpacked(arrays["member"], count)), neurons)
 
 
 def of_arrays(arrays: Mapping[str, Tensor], columns: int, rows: int) -> list[Leaf]:

@@ -147,7 +147,10 @@ def _walk_programs(walk: ProgramWalk, path: Path) -> None:
             walk.step(entry.kind, entry.arrays)
         except ValueError as error:
             raise RecordError(str(error)) from None
-    walk.finish()
+    try:
+        walk.finish()
+    except ValueError as error:
+        raise RecordError(str(error)) from None
 
 
 def _walk_splits(walk: SplitWalk, path: Path, checks: Checks) -> None:

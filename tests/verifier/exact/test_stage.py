@@ -18,8 +18,9 @@ from verifier.exact import claims, stage
 from verifier.exact.claims import Claim, claim_of
 from verifier.pipeline import verify
 from verifier.query import Query, read
+from verifier.record import programs
 from verifier.record.frames import MAGIC, Frame, read_frames, write_frame
-from verifier.record.programs import KIND
+from verifier.record.programs import CUTS, KIND
 from verifier.record.recheck import recheck
 from verifier.run import Run
 from verifier.strategy import ProgramPlan, Strategy, choose, features
@@ -88,6 +89,18 @@ def _of_another_clause(frame: Frame) -> Frame:
     return replace(frame, arrays=frame.arrays | {"clause": frame.arrays["clause"] + 1000})
 
 
+def _of_other_neurons(frame: Frame) -> Frame:
+    return replace(frame, arrays=frame.arrays | {"phase": frame.arrays["phase"] * 0})
+
+
+def _of_fewer_columns(frame: Frame) -> Frame:
+    return replace(frame, arrays=frame.arrays | {"member": frame.arrays["member"][:-1]})
+
+
+def _of_other_columns(frame: Frame) -> Frame:
+    return replace(frame, arrays=frame.arrays | {"member": 255 - frame.arrays["member"]})
+
+
 def _shifted(frame: Frame) -> Frame:
     return replace(frame, arrays=frame.arrays | {"value": frame.arrays["value"] - 1})
 
@@ -100,6 +113,59 @@ def test_a_forged_record_proves_nothing(forge: Callable[[Frame], Frame], tmp_pat
     forged = tmp_path / "forged"
     _written(frames, forged)
     assert not recheck(query, forged).proved
+
+
+def cut(tmp_path: Path) -> tuple[Query, Path]:
+    """A query whose proof has cuts."""
+    for name, expected in INSTANCES:
+        if expected == "unsat":
+            query, path = read(CORPUS / f"{name}.onnx", CORPUS / f"{name}.vnnlib"), tmp_path / name
+            verify(query, strategy=by_programs(query), record=path)
+            if any(f.kind == CUTS for f in read_frames(path)):
+                return query, path
+    raise AssertionError("no record has cuts")
+
+
+@pytest.mark.parametrize("forge", [_of_other_neurons, _of_fewer_columns, _of_another_clause])
+def test_forged_cuts_prove_nothing(forge: Callable[[Frame], Frame], tmp_path: Path) -> None:
+    query, path = cut(tmp_path)
+    assert recheck(query, path).proved
+    _written([forge(f) if f.kind == CUTS else f for f in read_frames(path)], tmp_path / "forged")
+    assert not recheck(query, tmp_path / "forged").proved
+
+
+def test_cuts_of_other_columns_are_other_rows(tmp_path: Path) -> None:
+    """They hold too: what the leaves then prove is another matter."""
+    query, path = cut(tmp_path)
+    frames = list(read_frames(path))
+    _written([f for f in frames if f.kind != CUTS], tmp_path / "without")
+    assert not recheck(query, tmp_path / "without").proved
+    _written([_of_other_columns(f) if f.kind == CUTS else f for f in frames], tmp_path / "forged")
+    recheck(query, tmp_path / "forged")  # either way it is no error
+    places = [k for k, f in enumerate(frames) if f.kind in (CUTS, KIND)]
+    moved = [frames[k] for k in range(len(frames)) if frames[k].kind != CUTS]
+    moved.insert(len(moved) - 1, frames[places[0]])
+    _written(moved, tmp_path / "behind")
+    assert not recheck(query, tmp_path / "behind").proved
+
+
+def test_leaves_of_a_clause_may_be_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run leaves a clause after some linear programs and takes it up again behind the others."""
+    monkeypatch.setattr(programs, "LEAVES", 1)
+    query, path = named("unsat", "regions_plane"), tmp_path / "record"
+    plan = ProgramPlan(nodes=2)
+    assert verify(query, strategy=replace(choose(features(query)), programs=plan), record=path).word == "unsat"
+    assert recheck(query, path).proved
+
+
+def test_without_cuts_the_verdicts_are_the_same(tmp_path: Path) -> None:
+    query, path = cut(tmp_path)
+    verdict = verify(query, strategy=replace(choose(features(query)), programs=ProgramPlan(cuts=0)), record=path)
+    assert verdict.word == "unsat"
+    assert not any(f.kind == CUTS for f in read_frames(path))
+    assert recheck(query, path).proved
+    with pytest.raises(ValueError, match="at least 0 is needed"):
+        ProgramPlan(cuts=-1)
 
 
 def test_a_clause_without_leaves_is_open(tmp_path: Path) -> None:
