@@ -1,0 +1,40 @@
+"""Coverage-guided testing: what a set of inputs makes a network's neurons do, and inputs that make them do more.
+
+    from verifier import coverage
+
+    subject = coverage.subject("model.onnx")
+    requirements = coverage.NeuronCoverage().requirements(subject, region)
+    print(requirements.report(inputs))          # of 100, 80 covered, 12 proven impossible
+    for found in coverage.concolic(requirements, inputs, query=query):
+        print(found.met, found.counterexample)
+
+Criteria: ``NeuronCoverage``, ``BoundaryCoverage``, ``SignSignCoverage``, ``TopCoverage``. Generators of inputs:
+``concolic``, and to compare with, ``sampled`` and ``descended``. A covered network is not a verified one: coverage says
+how much of a network's behaviour some tests have shown, never that there is no other.
+"""
+
+from verifier.coverage.baselines import descended, sampled
+from verifier.coverage.criteria import BoundaryCoverage, NeuronCoverage, TopCoverage, patterns
+from verifier.coverage.domain import region_of
+from verifier.coverage.generation import concolic
+from verifier.coverage.requirements import Report, Requirements
+from verifier.coverage.running import subject
+from verifier.coverage.signs import SignSignCoverage
+from verifier.coverage.suite import Budget, Generated
+
+__all__ = [
+    "BoundaryCoverage",
+    "Budget",
+    "Generated",
+    "NeuronCoverage",
+    "Report",
+    "Requirements",
+    "SignSignCoverage",
+    "TopCoverage",
+    "concolic",
+    "descended",
+    "patterns",
+    "region_of",
+    "sampled",
+    "subject",
+]
