@@ -36,7 +36,7 @@ class Begun:
 
 def split_activations(run: Run, saved: Saved | None) -> Verdict:
     """Decide a query box by box, from its beginning or from a checkpoint."""
-    waiting = screened(run) if saved is None else Waiting.restored(saved, run.exact.device)
+    waiting = _begun(run) if saved is None else Waiting.restored(saved, run.exact.device)
     while waiting is not None and waiting.at < len(waiting.tasks):
         state = _split_task(run, waiting, saved)
         if run.expired() and not (state.finished and not state.stuck.size):
@@ -46,6 +46,17 @@ def split_activations(run: Run, saved: Saved | None) -> Verdict:
         return run.undecided("")
     stuck = waiting.stuck
     return run.undecided(f"{stuck} subproblems stay open with nothing left to split") if stuck else run.verified()
+
+
+def _begun(run: Run) -> Waiting | None:
+    """The tasks that are to be split; None where the time is up."""
+    waiting = screened(run)
+    if waiting is None or not waiting.tasks or not run.strategy.activation_split.ahead.nodes:
+        return waiting
+    from verifier.exact.stage import few_programs  # the solver takes its time to load
+
+    waiting = few_programs(run, run.strategy.activation_split.ahead, waiting)
+    return None if run.expired() else waiting
 
 
 def screened(run: Run) -> Waiting | None:

@@ -29,6 +29,11 @@ HALF_SPACE_INPUTS = 100
 with 30 inputs that saves all but a hundredth of the subproblems, and with 784 a fifth, for five times the time."""
 HALF_SPACE_STEPS = 10
 """... by so many steps of ascent: with 5 there are three times as many subproblems, with 20 a third fewer."""
+AHEAD_ACTIVATIONS = 256
+"""Up to this many activations some programs with cuts come before activation splits: measured, with 128 one linear
+program refutes two clauses of three that bounds leave open, and with 512 splits are done before it is encoded."""
+AHEAD_NODES = 40
+"""... up to so many for a clause that cuts have brought close."""
 LEAST_BATCH, MOST_BATCH = 64, 4096
 """Boxes in a batch, whatever the network ..."""
 BATCH_ELEMENTS = 1 << 20
@@ -88,14 +93,27 @@ class InnerPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class AheadPlan:
+    """Programs before activation splits: ``cuts`` rounds of cuts for each clause, and up to ``nodes`` linear programs
+    (0: no programs at all) where the cuts take away at least the part ``promise`` of what is missing, in a ``share`` of
+    the time left; what they do not refute is split. ``steps`` as in ``ProgramPlan``."""
+
+    nodes: int = 0
+    steps: int = 20
+    cuts: int = 8
+    promise: float = 0.8
+    share: float = 0.03
+
+
+@dataclass(frozen=True, slots=True)
 class AscentPlan:
     """Activation splits. ``intermediate_steps``: ascent steps for each unstable neuron at the root, as far as
     ``intermediate_share`` of the time left allows; ``root_steps`` for the clauses at the root, ``steps`` for each
     subproblem, ``half_space_steps`` for each first-layer neuron of one (0: it keeps the root's interval),
     ``last_steps`` for a subproblem with nothing left to split; ``batch`` parents a round; both
     children of the best ``candidates`` splits by each of two scores are looked at before one is chosen. ``inner``:
-    where a search lasts, better bounds of inner neurons for at most ``inner_share`` of the time left. ``memory``: bytes
-    that slopes kept for later rounds may take."""
+    where a search lasts, better bounds of inner neurons for at most ``inner_share`` of the time left. ``ahead``:
+    programs that come first. ``memory``: bytes that slopes kept for later rounds may take."""
 
     intermediate_steps: int = 20
     intermediate_share: float = 0.2
@@ -106,6 +124,7 @@ class AscentPlan:
     batch: int = 128
     candidates: int = 5
     inner: InnerPlan = InnerPlan()
+    ahead: AheadPlan = AheadPlan()
     inner_share: float = 0.2
     memory: int = 1 << 28
 
@@ -162,9 +181,9 @@ class Strategy:
     """How a query is worked on: the first attack, a longer one where activation splits do not decide within
     ``attack_after`` seconds (``attack_rounds`` times the first, but at most ``attack_seconds`` and ``attack_share`` of
     the time left), short ones ``beside`` every search, and one plan for each kind of search. ``split_inputs`` chooses
-    between them; ``programs`` takes the place of both (None: not used). ``workers``: the processes that may share an
-    activation split on a CPU (1 or 2), as ``lend`` says. ``choices``: what the features decided, each
-    with its reason."""
+    between them; ``programs`` take the place of both (None: not used). ``workers``: the processes that may share an
+    activation split on a CPU (1 or 2), as ``lend`` says. ``choices``: what the features decided, each with its
+    reason."""
 
     split_inputs: bool
     attack: AttackPlan = field(default_factory=AttackPlan)
@@ -199,14 +218,14 @@ def features(query: Query) -> Features:
 def choose(what: Features, seed: int = 0, cores: int = 1) -> Strategy:
     """The strategy for a query with these features on so many cores. What depends on them comes from a ``Choice``."""
     split_inputs, batch, forward, backward = _split_inputs(what), _batch(what), _forward(what), _backward(what)
-    steps, workers = _half_space_steps(what), _workers(cores)
+    steps, ahead, workers = _half_space_steps(what), _ahead(what), _workers(cores)
     return Strategy(
         split_inputs=bool(split_inputs.value),
         attack=AttackPlan(seed=seed),
         input_split=SplitPlan(int(batch.value), forward=bool(forward.value), backward=bool(backward.value)),
-        activation_split=AscentPlan(half_space_steps=int(steps.value)),
+        activation_split=AscentPlan(half_space_steps=int(steps.value), ahead=AheadPlan(int(ahead.value))),
         workers=int(workers.value),
-        choices=(split_inputs, batch, forward, backward, steps, workers),
+        choices=(split_inputs, batch, forward, backward, steps, ahead, workers),
     )
 
 
@@ -250,6 +269,14 @@ def _half_space_steps(what: Features) -> Choice:
         "half-spaces of splits cut them" if few else "half-spaces of splits take little of their box"
     )
     return Choice("activation_split.half_space_steps", HALF_SPACE_STEPS if few else 0, reason)
+
+
+def _ahead(what: Features) -> Choice:
+    few = what.activations <= AHEAD_ACTIVATIONS
+    reason = f"{what.activations} activations are {'at most' if few else 'more than'} {AHEAD_ACTIVATIONS}: " + (
+        "a program with cuts often does what many splits do" if few else "a linear program costs as much as splits"
+    )
+    return Choice("activation_split.ahead.nodes", AHEAD_NODES if few else 0, reason)
 
 
 def _workers(cores: int) -> Choice:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from bounds import Alpha
@@ -24,14 +25,15 @@ from milp.cuts import strengthened
 from milp.exact import Goal, Outcome, Search, SearchState
 from milp.simplex import Simplex
 from verifier.activation_stage import screened
-from verifier.branch.problem import OpenTask
+from verifier.branch.problem import OpenTask, Tally
 from verifier.branch.waiting import Waiting
+from verifier.errors import UnsupportedError
 from verifier.exact.claims import Claim, Claims
 from verifier.exact.programs import EncodedBox, Program, clause_program
 from verifier.exact.tighter import tighter
 from verifier.record import programs as entries
 from verifier.run import Run
-from verifier.strategy import ProgramPlan
+from verifier.strategy import AheadPlan, ProgramPlan
 from verifier.verdict import TO_TOLERANCE, Verdict
 
 
@@ -54,6 +56,29 @@ def settle_programs(run: Run, plan: ProgramPlan) -> Verdict:
     return work.verdict()
 
 
+def few_programs(run: Run, plan: AheadPlan, waiting: Waiting) -> Waiting:
+    """``waiting`` without the clauses that a few linear programs with cuts refute; all of it where the network has no
+    exact form."""
+    run.enter("programs")
+    until = run.share(plan.share)
+    programs = ProgramPlan(plan.steps, plan.cuts, plan.share, plan.nodes)
+    work = _Stage(run, programs, waiting, until=until, promise=plan.promise)
+    try:
+        work.begin()
+    except UnsupportedError:
+        return waiting
+    run.refuted -= sum(clause.state.closed for clause in work.open)
+    tasks = []
+    for task in waiting.tasks:
+        refuted = [clause for number, clause in work.refuted if number == task.task]
+        clauses = run.problem.clauses[task.task]
+        alive = task.alive & ~torch.isin(clauses, torch.tensor(refuted, dtype=clauses.dtype, device=clauses.device))
+        if bool(alive.any()):
+            tasks.append(replace(task, alive=alive))
+    run.bound = min((task.bound for task in tasks), default=math.inf)
+    return replace(waiting, tasks=tuple(tasks), tally=Tally(run.refuted, run.margin))
+
+
 @dataclass(slots=True, eq=False)
 class _Clause:
     """A clause's search. State: where it stands, and what the solver says of it."""
@@ -69,8 +94,9 @@ class _Clause:
 
 @dataclass(slots=True)
 class _Stage:
-    """State: the clauses that are ``open``, the least bound of those that nobody has looked at (``outside``), and how
-    many have no literal (``always``)."""
+    """State: the clauses that are ``open``, the least bound of those that nobody has looked at (``outside``), how many
+    have no literal (``always``), and those that the beginning ``refuted`` (task and number). The beginning ends at the
+    time ``until``, and goes on with a clause only where cuts take away the part ``promise`` of what is missing."""
 
     run: Run
     plan: ProgramPlan
@@ -78,6 +104,9 @@ class _Stage:
     open: list[_Clause] = field(default_factory=list)
     outside: float = math.inf
     always: int = 0
+    refuted: list[tuple[int, int]] = field(default_factory=list)
+    until: float = math.inf
+    promise: float = -math.inf
 
     def begin(self) -> None:
         """A part of the search of every clause; most are decided by that."""
@@ -88,17 +117,23 @@ class _Stage:
             clauses = run.problem.clauses[task.task][task.alive].tolist()
             self.outside = min(later.bound for later in tasks[number:])
             for done, clause in enumerate(clauses):
-                if run.expired():
+                if run.expired() or time.monotonic() >= self.until:
                     return
                 run.open_share = (len(tasks) - number - done / len(clauses)) / run.problem.tasks
                 if not encoded.literals(clause):  # it holds everywhere: no program refutes it
                     self.always += 1
                     continue
                 work = self._started(encoded, task, clause)
-                if self._follow(work, 1):
-                    continue
-                work = self._strengthened(work)
-                if not self._follow(work, self.plan.nodes):
+                refuted = self._follow(work, 1)
+                if not refuted:
+                    missing = -work.state.bound
+                    work = self._strengthened(work)
+                    refuted = self._follow(work, 1)
+                    hopeful = missing + work.state.bound >= self.promise * missing
+                    refuted = refuted or (hopeful and self._follow(work, self.plan.nodes))
+                if refuted:
+                    self.refuted.append((task.task, clause))
+                else:
                     self.open.append(work)
         self.outside = -math.inf if self.always else math.inf
 

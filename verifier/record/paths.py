@@ -125,9 +125,7 @@ def _cuts(sides: _Sides, part: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """For each part (of ``size`` leaves) a position and a point that every leaf lies on one side of; -1: there is
     none."""
     width = int(sides.position.max()) + 1 if sides.position.shape[0] else 1
-    key, where, count = torch.unique(
-        part[sides.leaf] * width + sides.position, return_inverse=True, return_counts=True
-    )
+    key, where, count = torch.unique(part[sides.leaf] * width + sides.position, return_inverse=True, return_counts=True)
     full = (count == size[key // width])[where].nonzero().flatten()  # positions at which every leaf is split
     number, low, high = where[full], sides.low[full], sides.high[full]
     order = (number * (sides.far + 1) + low).argsort()
@@ -141,9 +139,7 @@ def _cuts(sides: _Sides, part: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     good = (before & (reach - number * (sides.far + 1) <= low)).nonzero().flatten()
     position, point = torch.full_like(size, -1), torch.full_like(size, -1)
     at = key[number[good]]
-    first = torch.full_like(size, good.shape[0]).scatter_reduce(
-        0, at // width, torch.arange(good.shape[0]), "amin"
-    )
+    first = torch.full_like(size, good.shape[0]).scatter_reduce(0, at // width, torch.arange(good.shape[0]), "amin")
     found = first < good.shape[0]
     position[found], point[found] = (at % width)[first[found]], low[good][first[found]]
     return position, point

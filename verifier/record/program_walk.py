@@ -35,7 +35,8 @@ class _Proof:
 
 class ProgramWalk:
     """Feed it the entries in order, of several clauses in any order; ``finish`` says which are not proved. State: the
-    box at hand and the program of the clause at hand, what leaves have proved so far, and better bounds of boxes."""
+    box at hand and the program of the clause at hand, what leaves have proved so far, and better bounds of boxes.
+    ``refuted``: how many clauses' boxes the first look refuted."""
 
     def __init__(self, problem: Problem, exact: Plan, steps: int, checks: Checks) -> None:
         self.problem, self.checks, self.method = problem, checks, Alpha(steps=steps)
@@ -47,8 +48,9 @@ class ProgramWalk:
         self.proofs: dict[tuple[int, int], _Proof] = {}
         self.proved: set[tuple[int, int]] = set()
         self.cuts: dict[tuple[int, int], Mapping[str, Tensor]] = {}
+        self.refuted = 0
         for _, part in screen(problem, exact):
-            checks.add(part.refuted)
+            self.refuted += part.refuted
             self.tasks.update({task.task: task for task in part.open})
 
     def step(self, kind: str, entry: Mapping[str, Tensor]) -> None:
@@ -72,6 +74,13 @@ class ProgramWalk:
         proof = self.proofs.setdefault(place, _Proof())
         proof.least = min(proof.least, recheck.least(model, leaves))
         proof.paths += [leaf.splits for leaf in leaves]
+
+    def proven(self) -> frozenset[tuple[int, int]]:
+        """The clauses (task and number) that the leaves so far refute; others may be refuted in other ways."""
+        for place, proof in sorted(self.proofs.items()):
+            if proof.bound(self._model(place)) > 0:
+                self._done(place)
+        return frozenset(self.proved)
 
     def finish(self) -> None:
         """After the last entry."""

@@ -9,18 +9,19 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bounds.plan import prepare
+from bounds.plan import Plan, prepare
 from bounds.rounding import Rounding, plain_products
 from verifier.branch.box_bounds import BoxBounds
 from verifier.branch.problem import Problem
 from verifier.query import Query
-from verifier.record import boxes
+from verifier.record import boxes, programs
 from verifier.record.box_walk import BoxWalk
 from verifier.record.frames import Frame, RecordError, read_frames
 from verifier.record.packing import unpacked, whole
@@ -74,11 +75,12 @@ class _Outline:
             raise RecordError(f"the strategy does not say {'.'.join(names)}")
         return value
 
-
-    def program_steps(self) -> int | None:
-        """Steps of ascent behind the programs of the run; None where it had none. Raises ``RecordError``."""
-        strategy: Any = self.about.get("strategy")
-        plan = strategy.get("programs") if isinstance(strategy, dict) else None
+    def program_steps(self, *names: str) -> int | None:
+        """Steps of ascent behind the programs of a plan of the strategy, such as ``programs``; None where it has none.
+        Raises ``RecordError``."""
+        plan: Any = self.about.get("strategy")
+        for name in names:
+            plan = plan.get(name) if isinstance(plan, dict) else None
         if plan is None:
             return None
         steps = plan.get("steps") if isinstance(plan, dict) else None
@@ -122,12 +124,16 @@ def _same_question(query: Query, about: Mapping[str, Any]) -> None:
 
 def _walk(query: Query, path: Path, outline: _Outline, checks: Checks, memory: int) -> None:
     problem, exact = Problem.of(query), prepare(query.graph, torch.float64, rounding=Rounding.of(torch.float64))
-    steps = outline.program_steps()
+    steps = outline.program_steps("programs")
     if steps is not None:
-        _walk_programs(ProgramWalk(problem, exact, steps, checks), path)
+        _walk_programs(ProgramWalk(problem, exact, steps, checks), path, checks)
         return
     if not outline.flag("split_inputs"):
-        _walk_splits(SplitWalk(problem, exact), path, checks)
+        steps = outline.program_steps("activation_split", "ahead")
+        refuted = frozenset[tuple[int, int]]()
+        if steps is not None:
+            refuted = _walk_ahead(problem, exact, steps, path, checks)
+        _walk_splits(SplitWalk(problem, exact, refuted), path, checks, steps is not None)
         return
     quick = prepare(query.graph, torch.float32, rounding=Rounding.of(torch.float32))
     forward, backward = (outline.flag("input_split", name) for name in ("forward", "backward"))
@@ -141,21 +147,34 @@ def _walk(query: Query, path: Path, outline: _Outline, checks: Checks, memory: i
         checks.fail(f"{walk.waiting.size} boxes are left open")
 
 
-def _walk_programs(walk: ProgramWalk, path: Path) -> None:
-    for entry in _entries(path):
-        try:
-            walk.step(entry.kind, entry.arrays)
-        except ValueError as error:
-            raise RecordError(str(error)) from None
+def _walk_programs(walk: ProgramWalk, path: Path, checks: Checks) -> None:
+    checks.add(walk.refuted)
     try:
+        for entry in _entries(path):
+            walk.step(entry.kind, entry.arrays)
         walk.finish()
     except ValueError as error:
         raise RecordError(str(error)) from None
 
 
-def _walk_splits(walk: SplitWalk, path: Path, checks: Checks) -> None:
+def _walk_ahead(problem: Problem, exact: Plan, steps: int, path: Path, checks: Checks) -> frozenset[tuple[int, int]]:
+    """The clauses (by task) that the programs before a split of activations refute."""
+    ahead = list(takewhile(_of_programs, _entries(path)))
+    if not ahead:
+        return frozenset()
+    walk = ProgramWalk(problem, exact, steps, checks)
+    try:
+        for entry in ahead:
+            walk.step(entry.kind, entry.arrays)
+        return walk.proven()
+    except ValueError as error:
+        raise RecordError(str(error)) from None
+
+
+def _walk_splits(walk: SplitWalk, path: Path, checks: Checks, ahead: bool) -> None:
     checks.add(walk.refuted)
-    for entry in _entries(path):
+    entries = _entries(path)
+    for entry in dropwhile(_of_programs, entries) if ahead else entries:
         try:
             leaves, bad = walk.step(entry.kind, entry.arrays)
         except ValueError as error:
@@ -165,6 +184,10 @@ def _walk_splits(walk: SplitWalk, path: Path, checks: Checks) -> None:
             checks.fail(f"a leaf is not refuted, its bound is {bound:.3g}")
     for reason in walk.open_trees():
         checks.fail(reason)
+
+
+def _of_programs(entry: Frame) -> bool:
+    return entry.kind in (programs.KIND, programs.CUTS)
 
 
 def _entries(path: Path) -> Iterator[Frame]:

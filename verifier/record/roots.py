@@ -1,10 +1,10 @@
 """The root of an activation split as entries: how its bounds came about, its clauses, and the positions to be split.
 
-    kind "bounds": task, number (0 CROWN, 1 ascent), node, and what ``bounds.kept.arrays`` says of the node
-    kind "root":   task, clause [C] (in the query), node, count [P], element [U]: positions, pre-activation by
-                   pre-activation, elements rising; steps: of ascent for intervals from half-spaces (0: none); where
-                   splits are at points also line [S, 3] (node, side, count) and free [P]: elements of relaxed nodes
-                   whose lines have parameters, in the order of these
+kind "bounds": task, number (0 CROWN, 1 ascent), node, and what ``bounds.kept.arrays`` says of the node
+kind "root":   task, clause [C] (in the query), node, count [P], element [U]: positions, pre-activation by
+               pre-activation, elements rising; steps: of ascent for intervals from half-spaces (0: none); where
+               splits are at points also line [S, 3] (node, side, count) and free [P]: elements of relaxed nodes
+               whose lines have parameters, in the order of these
 """
 
 from __future__ import annotations

@@ -87,9 +87,9 @@ class Root:
 
 class SplitWalk:
     """Feed it the entries in order; ``open_trees`` then says what is not covered. ``refuted``: how many clauses' boxes
-    the first look refuted."""
+    the first look refuted; ``known``: clauses (task and number) that were refuted in another way."""
 
-    def __init__(self, problem: Problem, exact: Plan) -> None:
+    def __init__(self, problem: Problem, exact: Plan, known: frozenset[tuple[int, int]] = frozenset()) -> None:
         self.problem, self.exact = problem, exact
         self.tasks: dict[int, OpenTask] = {}
         self.kept: dict[int, dict[tuple[int, int], Kept]] = {}
@@ -100,6 +100,11 @@ class SplitWalk:
         for _, part in screen(problem, exact):
             self.refuted += part.refuted
             self.tasks.update({task.task: task for task in part.open})
+        for number, task in list(self.tasks.items()):
+            done = torch.tensor([(number, clause) in known for clause in problem.clauses[number].tolist()])
+            self.tasks[number] = replace(task, alive=task.alive & ~done)
+            if bool((task.alive & done).any()) and not bool(self.tasks[number].alive.any()):
+                del self.tasks[number]
 
     def step(self, kind: str, entry: Mapping[str, Tensor]) -> tuple[int, Tensor]:
         """How many leaves an entry has, and the bounds of those that are not refuted again.
