@@ -99,7 +99,10 @@ class Function:
 
     @staticmethod
     def of(graph: Graph, domain: Domain) -> Function:
-        """Raises ``ValueError`` for another output than one number."""
+        """Raises ``ValueError`` for another output than one number, and for a region of another shape."""
+        wanted = graph.nodes[graph.inputs[0]].shape
+        if domain.shape != wanted:
+            raise ValueError(f"a region of shape {domain.shape} for an input of shape {wanted}")
         if torch.Size(graph.nodes[graph.outputs[0]].shape).numel() != 1:
             raise ValueError("a functional has one number as its value")
         fine = plan_of(graph, torch.float64, "cpu", Rounding.of(torch.float64))
@@ -151,13 +154,14 @@ class Function:
     def _bound(self, plan: Plan, asked: Asked) -> Found:
         state = self._state(plan, asked)
         found = self._lines(plan, state, asked)
-        if not self.smooth:
+        derivatives = self._jacobian(plan, state, asked.sign) if self.smooth else None
+        if derivatives is None:
             return found
-        low, high = self._jacobian(plan, state, asked.sign)
+        low, high = derivatives
         radius, steepest = (asked.upper - asked.lower) / 2, torch.maximum(low.abs(), high.abs())
         rising, falling = (low >= 0) & (radius > 0), (high <= 0) & (radius > 0)
         turning = radius * ~(rising | falling) if self.domain.is_box else radius  # of a ball no face holds the minimum
-        reach = torch.nan_to_num(steepest * turning, nan=torch.inf)
+        reach = torch.where(turning > 0, steepest * turning, 0.0)  # a slope may be infinite
         axis = torch.where(reach.amax(1, keepdim=True) > 0, reach, turning).argmax(1)
         found = replace(found, bound=torch.maximum(found.bound, self._mean_value(asked, low, high)), axis=axis)
         some = (turning < radius).any(1).nonzero().flatten()
@@ -196,7 +200,8 @@ class Function:
         bound = concretize(plan, lines, state.box, state.ball).double()
         raw = concretize(replace(plan, rounding=None), lines, state.box, state.ball).double()
         low, high = (end.flatten().double() for end in state.bounds[plan.output])
-        bound = torch.nan_to_num(torch.maximum(bound, low if asked.sign > 0 else -high), nan=-torch.inf)
+        bound = torch.maximum(bound, low if asked.sign > 0 else -high)
+        bound = torch.where(bound.isfinite(), bound, -torch.inf)  # overflow says nothing
         unstable = torch.zeros_like(bound, dtype=torch.int64)
         for i in plan.watched:
             unstable += flat(loose(plan, state.bounds, i, state.bounds[i])).sum(1)
@@ -210,10 +215,14 @@ class Function:
         lost = (raw - bound).clamp(min=0)
         return Found(asked.lower, asked.upper, bound, score.argmax(1), points, unstable, known, lost)
 
-    def _jacobian(self, plan: Plan, state: State, sign: float) -> Ends:
-        """Ends ``[N, n]`` of the derivatives of ``sign * f``."""
+    def _jacobian(self, plan: Plan, state: State, sign: float) -> Ends | None:
+        """Ends ``[N, n]`` of the derivatives of ``sign * f``; None where rounding takes bounds to where they have
+        none."""
         seeds = torch.full((1, 1, *plan.graph.nodes[plan.output].shape), sign, dtype=plan.dtype)
-        ranges = derivative_ranges(plan, state.bounds)
+        try:
+            ranges = derivative_ranges(plan, state.bounds)
+        except NoDerivativeError:
+            return None
         low, high = walk(plan, ranges, seeds.expand(state.box.size, *seeds.shape[1:]))
         return flat(low).double(), flat(high).double()
 

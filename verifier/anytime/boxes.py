@@ -112,8 +112,8 @@ class Side:
         return self.value - self.bound
 
     def attained(self, value: float, point: Tensor) -> Side:
-        """With a point, where it is the best."""
-        return self if value >= self.value else replace(self, value=value, point=point)
+        """With a point, where it is the best (a value that is not a number is none)."""
+        return replace(self, value=value, point=point) if value < self.value else self
 
     def closing(self, gap: float) -> Side:
         """Without the boxes that lie within ``gap`` of what is attained, and with the bound noted."""

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bounds import Alpha, Box, Crown, compute_bounds
+from bounds import Box, Crown, DomainError, compute_bounds
 from bounds.compute import Method
 from bounds.ops.base import UnsupportedOperatorError
 from milp.encode import UnboundedError, encode, with_cost
 from milp.exact import Goal, Search, SearchState
 from milp.simplex import Simplex
-from verifier.anytime.bounding import Function
+from verifier.anytime.bounding import Ends, Function
+from verifier.anytime.points import samples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +30,7 @@ class Program:
     point: Callable[[Tensor], Tensor]
 
     @staticmethod
-    def of(function: Function, ends: tuple[Tensor, Tensor], sign: float, gap: float, method: Method) -> Program:
+    def of(function: Function, ends: Ends, sign: float, gap: float, method: Method) -> Program:
         """Of a box with ``ends`` ``[1, n]``; neurons are bounded by ``method``. Raises ``UnsupportedOperatorError`` for
         an operator without an exact form, ``UnboundedError`` for a neuron without finite bounds."""
         prepared, domain = function.prepared, function.domain
@@ -55,20 +56,17 @@ class Program:
         return state
 
 
-def program_of_all(function: Function, sign: float, gap: float) -> Program | None:
-    """The program of the whole region; None where an operator has no exact form."""
+def program_of(function: Function, ends: Ends, sign: float, gap: float, method: Method) -> Program | None:
+    """``Program.of``; None where there is none, or where rounding leaves open whether the part has a point at all."""
+    if not bool(function.domain.certain(*ends).all()):
+        return None
     try:
-        return Program.of(function, function.domain.ends(), sign, gap, Alpha())
-    except (UnsupportedOperatorError, UnboundedError):
+        return Program.of(function, ends, sign, gap, method)
+    except (UnsupportedOperatorError, UnboundedError, DomainError):
         return None
 
 
 def encodable(function: Function) -> bool:
-    """Whether the function has an exact form: asked of a single point of the region."""
-    low, high = function.domain.ends()
-    middle = function.domain.inside(low / 2 + high / 2)
-    try:
-        Program.of(function, (middle, middle), 1.0, 1.0, Crown())
-    except (UnsupportedOperatorError, UnboundedError):
-        return False
-    return True
+    """Whether the function has an exact form, asked of one point of the region."""
+    point = samples(function.domain, 0)[:1]
+    return bool(point.isfinite().all()) and program_of(function, (point, point), 1.0, 1.0, Crown()) is not None

@@ -42,8 +42,9 @@ class Enclosure:
     @property
     def gap(self) -> float:
         """The larger of ``least - lower`` and ``upper - greatest``, of the sides that were asked for."""
-        gaps = [a - b for a, b in ((self.least, self.lower), (self.upper, self.greatest)) if not math.isinf(a - b)]
-        return max(gaps, default=math.inf)
+        sides = (self.least, self.lower), (self.upper, self.greatest)
+        known = [a - b for a, b in sides if math.isfinite(a) or math.isfinite(b)]  # the others were not asked for
+        return max(known, default=math.inf)
 
     @property
     def excess(self) -> float:

@@ -33,7 +33,7 @@ from bounds.ops.softmax import Softmax
 from verifier.errors import InputError
 from verifier.property.numbers import exact
 
-MOST_CHARACTERS, MOST_BRACKETS = 10_000, 50
+MOST_CHARACTERS, MOST_BRACKETS, MOST_ELEMENTS, MOST_NUMBER = 10_000, 50, 10_000, 10**300
 
 
 def with_row(graph: Graph, row: Tensor) -> Graph:
@@ -65,6 +65,8 @@ def with_expression(graph: Graph, text: str) -> Graph:
         found = _Compiler(build, y, text).node(parsed)
     except RecursionError as error:
         raise InputError(f"the expression {_short(text)} has too many parts in one another") from error
+    except ValueError as error:  # of the builder: numbers that are too large
+        raise InputError(f"the expression {_short(text)}: {error}") from error
     if build.shape(found) != (1,):
         raise InputError(
             f"the expression {_short(text)} has {build.shape(found)[0]} values: one is needed, such as "
@@ -113,7 +115,7 @@ class _Compiler:
     """Expressions as nodes ``[k]`` of a graph under construction."""
 
     def __init__(self, build: Builder, y: int, text: str) -> None:
-        self.build, self.y, self.text = build, y, text
+        self.build, self.y, self.text, self.elements = build, y, text, 0
         self.functions: Mapping[str, Callable[[list[int]], int]] = {
             "max": self._max,
             "min": lambda parts: self._negated(self._max([self._negated(p) for p in parts])),
@@ -151,6 +153,8 @@ class _Compiler:
 
     def _number(self, part: ast.Constant) -> int:
         value = exact((ast.get_source_segment(self.text.strip(), part) or str(part.value)).replace("_", ""), "a number")
+        if abs(value) > MOST_NUMBER:
+            raise self._unknown(part, "its numbers are too large")
         near = float(value)
         off = abs(value - Fraction(near))
         error = None if not off else torch.tensor([float(off) * (1 + 2**-50) + 5e-324], dtype=torch.float64)
@@ -192,6 +196,9 @@ class _Compiler:
     def _max(self, parts: list[int]) -> int:
         if not parts:
             raise InputError(f"the expression {_short(self.text)} has an extremum of nothing")
+        self.elements += sum(self.build.shape(p)[0] for p in parts)
+        if self.elements > MOST_ELEMENTS:
+            raise InputError(f"the expression {_short(self.text)} has extrema of more than {MOST_ELEMENTS} elements")
         elements = [pick(self.build, p, 0, [k]) for p in parts for k in range(self.build.shape(p)[0])]
         fixed = [e for e in elements if self.build.value(e) is not None]
         open_ = [e for e in elements if self.build.value(e) is None]

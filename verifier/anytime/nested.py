@@ -48,10 +48,13 @@ def nested_minimum(
     unit, to within ``gap`` or by ``most`` evaluations (then ``upper - lower`` is larger).
 
     Guarantees ``lower <= f(x)`` for every x where ``evaluate`` keeps to its word, up to rounding of the last bits of
-    sums of three numbers, which is charged. Raises ``InputError`` for constants that are no numbers of at least 0.
+    sums of three numbers, which is charged. Raises ``InputError`` for constants that are no numbers of at least 0 and
+    for ends that are none.
     """
     if len(ends) != len(constants) or not ends:
         raise InputError(f"{len(ends)} intervals and {len(constants)} constants: one each, at least one")
+    if not all(-math.inf < low <= high < math.inf for low, high in ends):
+        raise InputError("an interval has no two finite ends, the lower one first")
     if not all(math.isfinite(k) and k >= 0 for k in constants):
         raise InputError("a Lipschitz constant is not finite: the function has a jump, or the region is too large")
     budget = _Budget(most)

@@ -58,6 +58,8 @@ def refine(  # noqa: PLR0913 - the questions that a caller may ask
     signs = {"both": (1.0, -1.0), "min": (1.0,), "max": (-1.0,)}.get(of)
     if signs is None or not gap >= 0 or memory <= 0:
         raise InputError(f"of={of!r}, gap={gap}, memory={memory}: of is both, min or max, gap at least 0, memory more")
+    if timeout is not None and not timeout >= 0:
+        raise InputError(f"timeout={timeout}: seconds, at least 0")
     until = float("inf") if timeout is None else start + timeout
     writer = None if checkpoint is None else saved.saver(Path(checkpoint), function, seed)
     refiner = Refiner(function, signs, gap, memory=memory, until=until, seed=seed)
@@ -94,7 +96,7 @@ def _followed(refiner: Refiner, writer: Saver | None, start: float) -> Iterator[
             ended: Status = "limit" if refiner.exhausted(state) or limits.now() >= refiner.until else "open"
             yield refiner.terminate(state, limits.now() - start, ended)
             if writer is not None and limits.now() >= writer.due:
-                writer.save(saved.tensors(state))
+                writer.save(saved.tensors(refiner, state))
     except DomainError as error:
         raise InputError(str(error)) from error
     finally:
@@ -102,4 +104,4 @@ def _followed(refiner: Refiner, writer: Saver | None, start: float) -> Iterator[
             if refiner.finished(state):
                 writer.remove()
             else:
-                writer.save(saved.tensors(state))
+                writer.save(saved.tensors(refiner, state))

@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bounds import Crown
+from bounds import Alpha, Crown
 from milp.exact import SearchState
 from verifier import limits
 from verifier.anytime.bounding import Asked, Function
 from verifier.anytime.boxes import Boxes, Side
-from verifier.anytime.closing import Program, encodable, program_of_all
+from verifier.anytime.closing import Program, encodable, program_of
 from verifier.anytime.enclosure import Enclosure, Status
-from verifier.anytime.points import descended, samples
+from verifier.anytime.points import check_finite, descended, samples
 from verifier.strategy import MOST_FREE_INPUTS
 
 LEAST_BATCH, MOST_BATCH = 16, 512
@@ -78,7 +78,8 @@ class Refiner:
         self.memory, self.until, self.seed = memory, until, seed
         self.exact = encodable(function)
         wide = function.free.shape[0] > MOST_FREE_INPUTS and self.exact
-        self.wholes = tuple(program_of_all(function, sign, gap) if wide else None for sign in signs)
+        ends = function.domain.ends()
+        self.wholes = tuple(program_of(function, ends, sign, gap, Alpha()) if wide else None for sign in signs)
 
     def begun(self) -> State:
         """The whole region, bounded."""
@@ -91,9 +92,10 @@ class Refiner:
         return State(tuple(sides), searches, boxes=len(sides))
 
     def start(self) -> State:
-        """The whole region bounded, and points in it tried."""
+        """The whole region bounded, and points in it tried. Raises ``InputError`` where f is not finite at one."""
         state, (low, high) = self.begun(), self.function.domain.ends()
         points = samples(self.function.domain, self.seed)
+        check_finite(self.function, points)
         tried = [descended(self.function, points, high - low, sign) for sign in self.signs]
         return self._closed(self._tried(state, torch.cat([points, *tried])))
 
@@ -158,7 +160,7 @@ class Refiner:
             values = self.function.values(points)
         state = replace(state, points=state.points + points.shape[0])
         for number, side in enumerate(state.sides):
-            signed = torch.nan_to_num(side.sign * values, nan=math.inf)
+            signed = torch.where(values.isfinite(), side.sign * values, math.inf)
             best = int(signed.argmin())
             if float(signed[best]) < side.value:
                 low, high = self.function.enclosed(points[best : best + 1])
@@ -200,12 +202,16 @@ class Refiner:
                 break
             best = torch.where(few, boxes.bound, math.inf).argmin()
             ends = boxes.lower[best].unsqueeze(0), boxes.upper[best].unsqueeze(0)
-            program = Program.of(self.function, ends, side.sign, self.gap, Crown())
+            wait = boxes.wait.index_put((best,), boxes.depth[best] + WAIT)
+            side = replace(side, open=replace(boxes, wait=wait))
+            state = replace(state.with_side(number, side), exact=state.exact + TRY_WORK)
+            program = program_of(self.function, ends, side.sign, self.gap, Crown())
+            if program is None:
+                continue
             last = program.run(program.search.start(), side.value, TRY_PROGRAMS)
             bound = boxes.bound.index_put((best,), boxes.bound[best].clamp(min=last.bound))
-            wait = boxes.wait.index_put((best,), boxes.depth[best] + WAIT)
-            state = state.with_side(number, replace(side, open=replace(boxes, bound=bound, wait=wait)))
-            work = TRY_WORK + PROGRAM_WORK * last.nodes
+            state = state.with_side(number, replace(side, open=replace(side.open, bound=bound)))
+            work = PROGRAM_WORK * last.nodes
             state = replace(state, programs=state.programs + last.nodes, exact=state.exact + work)
             if last.x is not None:
                 state = self._tried(state, program.point(last.x).unsqueeze(0))

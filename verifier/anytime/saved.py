@@ -40,16 +40,17 @@ def fingerprint(function: Function) -> str:
         if constant.error is not None:
             digests.add(digest, f"error {number}", constant.error.numpy())
     ends = (region.lower, region.upper) if isinstance(region, Box) else (region.centre, region.radius)
-    for values in (*ends, *function.domain.ends()):
+    for values in (*ends, *function.domain.ends(), *function.domain.inner):
         digests.add(digest, type(region).__name__, values.numpy())
     digest.update(repr(None if isinstance(region, Box) else region.p).encode())
     return digest.hexdigest()
 
 
-def tensors(state: State) -> dict[str, Tensor]:
+def tensors(refiner: Refiner, state: State) -> dict[str, Tensor]:
     """The arrays of a state by name, without what boxes inherit. Searches over phases begin anew, with what was proven
     and found so far."""
     found = {"counts": torch.tensor([getattr(state, name) for name in _COUNTS])}
+    found["gap"] = torch.tensor(refiner.gap, dtype=torch.float64)
     for number, side in enumerate(state.sides):
         own = {name: getattr(side.open, name) for name in OWN}
         own["ends"] = torch.tensor([side.sign, side.closed, side.value, side.floor], dtype=torch.float64)
@@ -60,10 +61,13 @@ def tensors(state: State) -> dict[str, Tensor]:
 
 
 def restored(refiner: Refiner, saved: Mapping[str, Tensor]) -> State:
-    """The state with these ``tensors``. Raises ``InputError`` where they are those of another refinement."""
+    """The state with these ``tensors``. Raises ``InputError`` where they are those of another refinement, and of one
+    for a larger gap: what that closed stays closed."""
     start = refiner.begun()
     sides = []
     try:
+        if refiner.gap < (gap := float(saved["gap"])):
+            raise InputError(f"the checkpoint was made for a gap of {gap:g}: name another file for a smaller one")
         for number, side in enumerate(start.sides):
             sign, closed, value, floor = saved[f"{number}.ends"].tolist()
             boxes = Boxes.made({name: saved[f"{number}.{name}"] for name in OWN}, {})

@@ -22,7 +22,7 @@ from verifier import limits
 from verifier.anytime.domain import Domain
 from verifier.anytime.enclosure import Enclosure, Status
 from verifier.anytime.functional import with_expression
-from verifier.anytime.points import SAMPLES, samples
+from verifier.anytime.points import samples
 from verifier.anytime.refinement import refine
 from verifier.errors import InputError
 from verifier.network import Network
@@ -113,7 +113,7 @@ class Turns:
         self.start, self.history = start, list[Enclosure]()
         if self.lower.numel() == 1:
             spent = limits.now() - start
-            first = Enclosure(*self._sides((0, 0)), None, None, "open", 1, SAMPLES + 1, 0, 1, spent)
+            first = Enclosure(*self._sides((0, 0)), None, None, "open", 1, self.tried, 0, 1, spent)
             self.history.append(first)
 
     def found(self) -> Ends:
@@ -196,13 +196,18 @@ class Turns:
     def _try_points(self) -> None:
         """Some points of each region, for all values at once: with the proven ends of what they attain."""
         prepared = prepare(self.graph, torch.float64)
+        self.tried = 0
         for n in range(self.lower.shape[0]):
             domain = Domain.of(self.region.take(torch.tensor([n])))
-            points = samples(domain, self.effort.seed).reshape(-1, *domain.shape)
+            points = samples(domain, self.effort.seed)
+            points = points[points.isfinite().all(1)].reshape(-1, *domain.shape)
+            if not points.shape[0]:
+                continue
+            self.tried += points.shape[0]
             at = compute_bounds(prepared, Box(points, points), Interval(), rows=self.rows)
             low, high = at.lower.flatten(1), at.upper.flatten(1)
-            self.least[n] = torch.nan_to_num(high, nan=math.inf).amin(0)
-            self.greatest[n] = torch.nan_to_num(low, nan=-math.inf).amax(0)
+            self.least[n] = torch.where(high.isnan(), math.inf, high).amin(0)
+            self.greatest[n] = torch.where(low.isnan(), -math.inf, low).amax(0)
 
     def _hear(self, place: Place, enclosure: Enclosure) -> None:
         self.lower[place] = max(float(self.lower[place]), enclosure.lower)

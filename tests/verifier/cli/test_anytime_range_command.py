@@ -114,11 +114,11 @@ def test_what_is_known_is_printed_when_it_ends_early(
         raise KeyboardInterrupt if ending == "interrupted" else OutOfTime
 
     monkeypatch.setattr(Turns, "_turn", late)
-    assert main(["range", model, "--input", point, "--epsilon", "1/2"]) == (130 if ending == "interrupted" else 0)
+    assert main(["range", model, "--input", point, "--epsilon", "8"]) == (130 if ending == "interrupted" else 0)
     captured = capsys.readouterr()
     words = {"interrupted": "interrupted: 3 of 3", "limit": "the time is up: 3 of 3"}
     assert words[ending] in captured.err
-    values = grid(model, (0.25, -0.5), 0.5, count=41)
+    values = grid(model, (0.25, -0.5), 8.0, count=41)
     for r, (_, *cells, status) in enumerate(table(captured.out)):
         lower, upper, least, greatest = map(float, cells)
         assert status == "limit" and lower <= values[:, r].min() and values[:, r].max() <= upper
@@ -139,7 +139,7 @@ def test_many_values_share_the_time(model: str, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(turns, "refine", slow)
     centres = torch.tensor([[[0.25, -0.5]], [[0.0, 1.0]]], dtype=torch.float64)
-    box = Box(centres - 0.25, centres + 0.25)
+    box = Box(centres - 8, centres + 8)
     for memory in (1 << 30, 1):
         work = Turns(read_network(model), box, effort=Effort(memory=memory))
         assert (len(work.waiting), work._room() > 0) == (0, memory > 1)
