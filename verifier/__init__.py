@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from verifier.anytime.enclosure import Enclosure
+    from verifier.anytime.radius import radius
     from verifier.anytime.refinement import refine
     from verifier.api import load, verify
     from verifier.errors import InputError, InternalError, UnsupportedError, VerifierError
-    from verifier.exact.radius import RadiusBracket, exact_radius
+    from verifier.exact.radius import exact_radius
     from verifier.exact.ranges import ExactRange, exact_range
     from verifier.query import Query, read
+    from verifier.radii import RadiusBracket
     from verifier.ranges import output_range
     from verifier.regions import robustness
     from verifier.verdict import Counterexample, Progress, TimedOut, Unknown, Verdict, Verified, Violated
@@ -46,6 +48,7 @@ __all__ = [
     "exact_range",
     "load",
     "output_range",
+    "radius",
     "read",
     "refine",
     "robustness",
@@ -54,12 +57,14 @@ __all__ = [
 
 _HOMES = (
     ("verifier.anytime.enclosure", ("Enclosure",)),
+    ("verifier.anytime.radius", ("radius",)),
     ("verifier.anytime.refinement", ("refine",)),
     ("verifier.api", ("load", "verify")),
     ("verifier.errors", ("InputError", "InternalError", "UnsupportedError", "VerifierError")),
-    ("verifier.exact.radius", ("RadiusBracket", "exact_radius")),
+    ("verifier.exact.radius", ("exact_radius",)),
     ("verifier.exact.ranges", ("ExactRange", "exact_range")),
     ("verifier.query", ("Query", "read")),
+    ("verifier.radii", ("RadiusBracket",)),
     ("verifier.ranges", ("output_range",)),
     ("verifier.regions", ("robustness",)),
     (

@@ -71,13 +71,15 @@ def add_point_options(parser: argparse.ArgumentParser) -> None:
     point.add_argument("--label", type=int, metavar="N", help="its class (default: the model's own)")
 
 
-def add_exactness(parser: argparse._ActionsContainer) -> None:
-    """How exact an exact answer has to be, and how long it may take."""
+def add_exactness(parser: argparse._ActionsContainer, timeout: str, gap: str) -> None:
+    """How exact an answer from both sides has to be, and how long it may take: an exact one, or an anytime one, whose
+    defaults are named."""
     parser.add_argument("--timeout", type=positive, metavar="S",
-                        help="with exact: seconds, counted from the start of the process (default: none); what is "
-                        "proven by then is printed")
+                        help="seconds, counted from the start of the process "
+                        f"(default: {timeout}; with exact: none); what is proven by then is printed")
     parser.add_argument("--gap", type=positive, metavar="G",
-                        help="with exact: how far a proven bound may be from a value that was found (default: 1e-6)")
+                        help="how far a proven end may be from what was found "
+                        f"(default: {gap}; with exact: 1e-6)")
     parser.add_argument("--envelope", type=positive, metavar="ERROR",
                         help="with exact: enclose operators that have no exact form (Sigmoid, Tanh, ...), with this "
                         "much between least and greatest result where that can be had; bounds are proven all the same, "

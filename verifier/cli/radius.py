@@ -1,4 +1,4 @@
-"""``verifier radius --exact``: how far an input is from the nearest one of another class, from both sides."""
+"""``verifier radius``: how far an input is from the nearest one of another class, from both sides."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from verifier import __version__, limits
 from verifier.cli import INTERRUPTED, options
 from verifier.cli.search import Ending, follow, in_time
 from verifier.cli.text import outward
-from verifier.errors import InputError, UnsupportedError
+from verifier.errors import InputError
 
 if TYPE_CHECKING:
-    from verifier.exact.radius import RadiusBracket, RadiusProgress
+    from verifier.anytime.radius import BracketSearch
+    from verifier.exact.radius import RadiusSearch
     from verifier.exact.witness import Confirmation
     from verifier.network import Network
+    from verifier.radii import RadiusBracket, RadiusProgress
 
 GAP = 1e-6
+SHARE, SECONDS = 0.01, 60.0
+"""Without --exact: the gap as a share of the radius, and the time."""
 SCHEMA = "nn-verifier/radius/1"
 
 
@@ -29,15 +33,16 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "radius",
         allow_abbrev=False,
-        usage="%(prog)s MODEL.onnx --exact --input FILE [OPTIONS]",
+        usage="%(prog)s MODEL.onnx --input FILE [OPTIONS]",
         help="the distance from an input to the nearest one of another class",
         description="The least change of an input that changes the model's class: a proven lower end, and the distance "
         "of an input of another class that was found.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--exact", action="store_true",
-                        help="the radius itself, by mixed-integer programming whose every step is proven; needed now")
-    options.add_exactness(parser)
+                        help="the radius itself, by mixed-integer programming whose every step is proven (without it: "
+                        "verdicts about single radii between what bounds prove and what an attack finds)")
+    options.add_exactness(parser, timeout=f"{SECONDS:g}", gap=f"{SHARE:g} of the radius")
     parser.add_argument("--output", type=Path, metavar="FILE.npy", help="write the nearest input of another class")
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="write the result as JSON; - for stdout, in place of the plain answer")
@@ -55,7 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
         network, search = _search(arguments)
     if arguments.label is None and not arguments.quiet:
         print(f"verifier: label {search.label}: the model's own class", file=sys.stderr)
-    ending = follow(search, start, arguments.timeout, arguments.quiet, _describe)
+    if arguments.timeout is None and not arguments.exact and not arguments.quiet:
+        print(f"verifier: {SECONDS:g} s; --timeout gives more or less", file=sys.stderr)
+    ending = follow(search, start, _timeout(arguments), arguments.quiet, _describe)
     found = search.found()
     confirmed = _confirmed(arguments, network, found)
     seconds = limits.now() - start
@@ -75,32 +82,47 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if not arguments.exact:
-        raise UnsupportedError("radius without --exact is not supported yet: give --exact")
+    if not arguments.exact and arguments.envelope is not None:
+        raise InputError("--envelope goes with --exact: without it every operator is supported as it is")
+    if not arguments.exact and arguments.gap is not None and arguments.gap >= 1:
+        raise InputError(f"--gap {arguments.gap:g}: without --exact it is a share of the radius, below 1")
     if arguments.input is None:
         raise InputError("--input FILE is needed: the input whose distance to another class is asked for")
     if (arguments.mean is None) != (arguments.std is None):
         raise InputError("--mean and --std belong together")
 
 
-def _search(arguments: argparse.Namespace) -> tuple[Network, Any]:
+def _timeout(arguments: argparse.Namespace) -> float | None:
+    return SECONDS if arguments.timeout is None and not arguments.exact else arguments.timeout
+
+
+def _gap(arguments: argparse.Namespace) -> float:
+    if arguments.gap is not None:
+        return float(arguments.gap)
+    return GAP if arguments.exact else SHARE
+
+
+def _search(arguments: argparse.Namespace) -> tuple[Network, RadiusSearch | BracketSearch]:
     from verifier import arrays
+    from verifier.anytime.radius import BracketSearch
     from verifier.exact.radius import RadiusSearch, check_norm
     from verifier.network import read_network
     from verifier.ranges import single
     from verifier.regions import normalised
 
-    check_norm(arguments.norm)
+    if arguments.exact:
+        check_norm(arguments.norm)
     limit: dict[str, Any] = {} if arguments.max_bytes is None else {"max_bytes": arguments.max_bytes}
     network = single(read_network(arguments.model, **limit))
     if arguments.mean is not None:
         network = normalised(network, arguments.mean, arguments.std)
     point = arrays.read_point(arguments.input, network.inputs[0].shape, arguments.max_bytes or arrays.MAX_BYTES)
-    gap = GAP if arguments.gap is None else arguments.gap
-    return network, RadiusSearch(
-        network, point, arguments.norm, label=arguments.label, data_range=arguments.data_range, gap=gap,
-        envelope=arguments.envelope,
-    )  # fmt: skip
+    asked: dict[str, Any] = {
+        "label": arguments.label, "data_range": arguments.data_range, "gap": _gap(arguments),
+    }  # fmt: skip
+    if arguments.exact:
+        return network, RadiusSearch(network, point, arguments.norm, envelope=arguments.envelope, **asked)
+    return network, BracketSearch(network, point, arguments.norm, **asked)
 
 
 def _confirmed(arguments: argparse.Namespace, network: Network, found: RadiusBracket) -> Confirmation | None:
@@ -138,7 +160,7 @@ def _explained(
         case "none":
             text = "no input in the data range has another class"
         case "open":
-            text = "the proof got stuck: the ends are those reached so far"
+            text = "nothing more could be proven: the ends are those reached so far"
         case _:
             why = "interrupted" if ending == "interrupted" else "the time is up"
             text = f"{why}: the ends are those reached so far"
@@ -180,7 +202,8 @@ def _record(
         "semantics": "real",
         "lower": number(found.lower),
         "upper": number(found.upper),
-        "gap": GAP if arguments.gap is None else arguments.gap,
+        "method": "exact" if arguments.exact else "bracket",
+        "gap": _gap(arguments),
         "seconds": round(seconds, 3),
         **options.enclosed(arguments),
     }

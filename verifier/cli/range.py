@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
         "'y[0] - max(y[1:])' or 'softmax(y)[2]'",
     )
     parser.add_argument("--steps", type=options.count, metavar="N", help="ascent steps of --method alpha (default: 20)")
-    options.add_exactness(parser)
+    options.add_exactness(parser, timeout=f"{anytime_range.SECONDS:g} of refinement", gap=f"{anytime_range.GAP:g}")
     parser.add_argument(
         "--memory", type=options.positive, metavar="GB", help="with anytime: what open boxes may take (default: 1)"
     )

@@ -16,6 +16,7 @@ import torch
 import verifier
 from milp.process import ProcessRunner
 from verifier import limits
+from verifier.anytime.radius import BracketSearch
 from verifier.cli import main
 from verifier.cli.search import OutOfTime
 from verifier.exact import witness
@@ -162,7 +163,9 @@ def test_what_onnxruntime_returns_is_asked() -> None:
 @pytest.mark.parametrize(
     ("code", "options", "message"),
     [
-        (3, ["--input", "POINT"], "radius without --exact is not supported yet"),
+        (2, ["--input", "POINT", "--envelope", "0.1"], "--envelope goes with --exact"),
+        (2, ["--input", "POINT", "--gap", "1"], "without --exact it is a share of the radius, below 1"),
+        (2, ["--input", "POINT", "--label", "0"], "class 2 scores 2.803"),
         (2, ["--exact"], "--input FILE is needed"),
         (3, ["--exact", "--input", "POINT", "--norm", "2"], "norm 2: the least distance in it is no linear program"),
         (2, ["--exact", "--input", "POINT", "--label", "0"], "class 2 scores 2.803"),
@@ -182,6 +185,55 @@ def test_what_is_wrong_is_named(
     captured = capsys.readouterr()
     assert captured.out == "" and message in captured.err
     assert captured.err.splitlines()[-1].startswith("verifier: error: ") and captured.err.count("\n") == 1
+
+
+def bracketed(monkeypatch: pytest.MonkeyPatch, found: tuple[float, float], ending: type[BaseException] | None) -> None:
+    """A search that finds this, and then ends so."""
+
+    def run(self: BracketSearch, *arguments: Any, **options: Any) -> None:
+        self.lower, self.upper = found
+        self.point = torch.tensor([[X[0] + 2, X[1]]], dtype=torch.float64)
+        if ending is not None:
+            raise ending
+
+    monkeypatch.setattr(BracketSearch, "run", run)
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+def test_brackets(model: str, point: str, norm: str, tmp_path: Path, capsys: Capture) -> None:
+    """Without --exact: around the exact radius, with a point of another class for onnxruntime."""
+    files = [str(tmp_path / "p.npy"), str(tmp_path / "found.json")]
+    asked = ["radius", model, "--input", point, "--norm", norm, "--gap", "0.05", "--timeout", "600"]
+    assert main([*asked, "--output", files[0], "--json", files[1]]) == 0
+    captured = capsys.readouterr()
+    found = answer(captured.out)
+    true = {"inf": 0.7470565, "2": 0.888}[norm]
+    assert found["status"] == "exact" and float(found["lower"]) <= true <= float(found["upper"]) * 1.001
+    assert float(found["upper"]) - float(found["lower"]) <= 0.051 * float(found["upper"])
+    assert "the radius is known to within the gap" in captured.err and "still gives" not in captured.err
+    record = json.loads(Path(files[1]).read_text(encoding="utf-8"))
+    jsonschema.validate(record, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    assert record["method"] == "bracket" and record["gap"] == 0.05 and record["onnxruntime"]["reached"]
+    away = np.load(files[0]).reshape(-1) - np.array(X)
+    assert float(np.linalg.norm(away, ord=float(norm))) == pytest.approx(float(record["upper"]), rel=1e-9)
+
+
+@pytest.mark.parametrize(("ending", "code"), [(KeyboardInterrupt, 130), (OutOfTime, 0), (None, 0)])
+def test_the_bracket_so_far_is_printed(
+    model: str,
+    point: str,
+    ending: type[BaseException] | None,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    bracketed(monkeypatch, (0.5, 2.0), ending)
+    assert main(["radius", model, "--input", point]) == code
+    captured = capsys.readouterr()
+    found = answer(captured.out)
+    assert (found["status"], found["lower"], found["upper"]) == ("limit", "0.5", "2")
+    assert "60 s; --timeout gives more or less" in captured.err
+    assert ("interrupted" if code else "the time is up") + ": the ends are those reached so far" in captured.err
 
 
 def test_from_python(model: str) -> None:
