@@ -2,8 +2,9 @@
 
 Weng et al., Evaluating the robustness of neural networks: an extreme value theory approach, ICLR 2018. The maxima of
 gradient norms over batches of samples follow, in the limit, a reverse Weibull distribution whose end point is the
-greatest norm in the ball. Where the fit fails the estimate is refused. It stays an estimate in any case: a network can
-be steep where no sample falls (Goodfellow, Gradient masking causes CLEVER to overestimate adversarial perturbation
+greatest norm in the ball. Where the fit fails the estimate is refused. It stays an estimate in any case: batches are
+finite, so that the limits cover the truth less often than they say (docs/results.md), and a network can be steep where
+no sample falls (Goodfellow, Gradient masking causes CLEVER to overestimate adversarial perturbation
 size, 2018).
 """
 
@@ -230,6 +231,8 @@ def _assumptions(shape: float, p_value: float, plan: _Plan) -> tuple[str, ...]:
         f"batches, and {plan.batches} of {plan.samples} do not contradict it (Kolmogorov-Smirnov, p = {p_value:.3g})",
         "its end point is the greatest gradient norm in the ball: nothing steeper is hidden where no sample falls",
         "that is the margin's Lipschitz constant: it has a gradient almost everywhere, and no jumps",
+        "how far the maxima are from that limit is not counted: on ridge functions of 2 to 20 inputs limits at 95 % "
+        "held the truth in 75 to 92 of 100 experiments",
         f"twice the profile log-likelihood of the end point is chi-squared (the fitted shape {shape:.3g} is {regular})",
         "the network is the one computed in float64",
     )
