@@ -86,7 +86,7 @@ def _descend(requirements: Requirements, condition: Condition, first: np.ndarray
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             values = graph.values(x)
-            violation = condition.violation({n: _flat(values[n]) for n in _spoken_of(condition)})
+            violation = condition.violation({n: _flat(values[n]) for n in condition.nodes})
         if float(violation.detach()) < least:
             best, least = x.detach(), float(violation.detach())
         if least == 0 or k == steps:
@@ -95,10 +95,6 @@ def _descend(requirements: Requirements, condition: Condition, first: np.ndarray
         step = _FIRST_STEP * 10 ** (-2 * k / steps)
         x = (x.detach() - step * width * slope.sign()).clamp(box.lower, box.upper)
     return best[0].numpy()
-
-
-def _spoken_of(condition: Condition) -> list[int]:
-    return [*condition.ends, *([condition.above[0]] if condition.above else [])]
 
 
 def _flat(value: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from bounds import Box
 from bounds.compute import Method
 from verifier.coverage.domain import domain
 from verifier.coverage.neurons import Layer
-from verifier.coverage.requirements import Condition, Requirements
+from verifier.coverage.requirements import Condition, Goal, Requirements
 from verifier.coverage.running import Subject, Values
 from verifier.errors import InputError
 
@@ -48,10 +48,7 @@ class Reaching(Requirements):
         neuron = int(self.neuron[number])
         layer, element = place(self.subject.layers, neuron)
         sign, limit = float(self.sign[number]), float(self.limit[number])
-        low = torch.full((layer.size,), -math.inf, dtype=torch.float64)
-        high = -low
-        (low if sign > 0 else high)[element] = limit + sign * slack * float(widths(self)[neuron])
-        return Condition({layer.node: (low, high)})
+        return Condition(Goal(layer.node, element, sign, limit + sign * slack * float(widths(self)[neuron])))
 
     @property
     def alone(self) -> bool:
@@ -142,7 +139,7 @@ class Leading(Requirements):
         layer, element = place(self.subject.layers, number)
         order = values[layer.node][0].argsort(descending=True, stable=True)
         others = order[order != element][self.k - 1 :]
-        return Condition({}, (layer.node, element, others), slack * float(widths(self)[number]))
+        return Condition(None, {}, (layer.node, element, others), slack * float(widths(self)[number]))
 
     @property
     def alone(self) -> bool:

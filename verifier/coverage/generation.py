@@ -34,9 +34,10 @@ def concolic(
     """Inputs of the region, one by one, each of which meets requirements that ``inputs`` ``[N, *shape]`` and those
     before it do not, or violates the ``query`` (then it carries the counterexample, as replayed; it may do both).
 
-    For the nearest open requirement a linear program stays on the linear piece of the nearest input; where that finds
-    nothing, mixed-integer programs are free to leave it, in growing boxes around the input. It ends with the budget,
-    or when every requirement is met, impossible, or has been tried.
+    For the nearest open requirement a linear program finds the nearest input on the linear piece of the nearest input
+    of the set, or on one of the next pieces in its direction; of that one and two that go farther on the piece the one
+    is taken that meets most (of equal ones the nearest). Where this finds nothing, mixed-integer programs find the
+    nearest input in growing boxes. It ends with the budget, or when every requirement is met, impossible, or tried.
 
     Raises ``InputError`` for inputs that do not fit, ``UnsupportedError`` for operators without an exact form (it names
     all of them; sigmoids after the last layer that switches do not matter).
@@ -73,7 +74,8 @@ def _one(
             answer = ready.near(condition, beside, share, limits, suite.budget.phases)
         if answer.point is None:
             return Answer(None, answer.refuted and slack == _SLACKS[0])
-        point = requirements.domain.moved(answer.point)
+        points = np.stack([requirements.domain.moved(p) for p in (answer.point, *answer.beyond)])
+        point = points[suite.news(points).argmax() if len(points) > 1 else 0]
         found = suite.tried(point, "linear program" if share is None else "mixed-integer program", number, seed)
         if found is not None:
             yield found

@@ -2,17 +2,20 @@
 
 The program is that of the network up to the last neurons that the condition speaks of, over the region, with proven
 bounds. The classical concolic step keeps every neuron before them on the linear piece on which it is at the given
-input, which leaves a linear program (Sun et al., Concolic testing for deep neural networks, ASE 2018, section 6).
+input, which leaves a linear program (Sun et al., Concolic testing for deep neural networks, ASE 2018).
 Without that the pieces are free and phases decide; then boxes around the input grow, since small ones have few phases.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bounds import Bounds, Box, Crown, Graph, Prepared, compute_bounds, prepare
 from bounds.constraints import Row
@@ -21,12 +24,22 @@ from milp.encode import encode
 from milp.extend import with_columns, with_rows
 from milp.highs import Limits, solve
 from milp.model import Model, Status
+from milp.simplex import Simplex
 from verifier.coverage.neurons import needed
-from verifier.coverage.requirements import Condition, Requirements
+from verifier.coverage.requirements import Condition, Goal, Requirements
 from verifier.coverage.running import Values
 from verifier.exact.refusals import check_operators, explained
 
 _KEPT = 256
+
+PIECES = 8
+"""Linear pieces that a step looks at, one beyond the other."""
+
+_FARTHER = (0.5, 0.9)
+"""Where between the nearest input and the end of its piece others are looked at."""
+
+_BEYOND = 0.01
+"""How far beyond the end of a piece the next one is looked up, as a share of the step."""
 
 INSTEAD = "Random and gradient search (sampled, descended) take every operator"
 
@@ -34,7 +47,8 @@ INSTEAD = "Random and gradient search (sampled, descended) take every operator"
 @dataclass(frozen=True, slots=True, eq=False)
 class Beside:
     """The input that a program is made beside: its ``number``, the ``point`` ``[*shape]`` and its neurons' ``values``
-    ``[1, size]``."""
+    ``[1, size]``. Number -1: the values are those of another point, on whose piece the nearest to this one is
+    wanted."""
 
     number: int
     point: np.ndarray
@@ -43,27 +57,136 @@ class Beside:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """``point`` ``[*shape]`` float64 (None: none was found); ``refuted``: there is none, as bounds prove or the solver
+    """``point`` ``[*shape]`` float64 (None: none was found); ``beyond``: others that go farther on the same linear
+    piece, where more may be met; ``refuted``: there is none, as bounds prove or the solver
     claims to its tolerances. Neither: the program was too large, or limits ended it."""
 
     point: np.ndarray | None
     refuted: bool
+    beyond: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """The linear program of one linear piece: the region's inputs on it, at the least distance from a given one."""
+
+    model: Model
+    simplex: Simplex
+    source: int
+    shape: tuple[int, ...]
+
+    def most(
+        self, goal: Goal, ends: Mapping[int, tuple[Tensor, Tensor]], limits: Limits
+    ) -> tuple[float, np.ndarray | None]:
+        """The greatest ``sign * value`` of the goal's neuron where layers keep to ``ends`` too, and an input there
+        (-inf, None: the solver finds none)."""
+        column, (lower, upper) = int(self.model.columns[goal.node][goal.element]), self._cut(ends)
+        cost = torch.zeros_like(self.model.cost)
+        if column >= 0:
+            cost[column] = -goal.sign
+        found = self.simplex.solve(lower, upper, cost, limits=Limits(limits.seconds))
+        return (-math.inf, None) if found.x is None else (-found.value + 0.0, self._input(found.x))
+
+    def nearest(self, goal: Goal, limits: Limits) -> np.ndarray | None:
+        """The nearest input at which the goal is reached."""
+        column = int(self.model.columns[goal.node][goal.element])
+        lower, upper = self.model.lower.clone(), self.model.upper.clone()
+        if column >= 0:
+            (lower if goal.sign > 0 else upper)[column] = goal.level
+        found = self.simplex.solve(lower, upper, limits=Limits(limits.seconds))
+        return None if found.x is None else self._input(found.x)
+
+    def _cut(self, ends: Mapping[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        model = _within(self.model, ends)
+        return model.lower, model.upper
+
+    def _input(self, x: Tensor) -> np.ndarray:
+        return x[self.model.columns[self.source]].reshape(self.shape).numpy()
 
 
 class Programs:
     """The programs of a network over the region of some ``requirements``; ``prepared``: the network up to each of its
-    layers. State: bounds of boxes that were asked for, to be asked for again."""
+    layers. State: bounds of boxes and programs of pieces that were asked for, to be asked for
+    again."""
 
     def __init__(self, requirements: Requirements, prepared: Mapping[int, Prepared]) -> None:
         self.requirements, self.prepared = requirements, prepared
         self._known: dict[tuple[int, int, float], Bounds] = {}
+        self._pieces: dict[tuple[Any, ...], Piece | None] = {}
+        self._flips: dict[tuple[int, int, int], bool] = {}
 
     def on_piece(self, condition: Condition, beside: Beside, limits: Limits) -> Answer:
         """The input of the region that is nearest to a given one in the maximum norm, of those that meet the condition
-        on the same linear pieces of all earlier neurons that the condition leaves free."""
+        on the same linear pieces of all earlier neurons that the condition leaves free. Where the piece holds none, of
+        those on the next piece in the direction of the goal, and so on for a few."""
         domain = self.requirements.domain
-        cut = self._cut(condition, domain.bounds.intervals, beside)
-        return self._solved(condition, beside, (domain.box, domain.bounds), cut, limits)
+        if condition.goal is None:
+            cut = self._cut(condition, domain.bounds.intervals, beside)
+            return self._solved(condition, beside, (domain.box, domain.bounds), cut, limits)
+        if not all(self._reachable(node, condition, beside, limits) for node in condition.ends):
+            return Answer(None, True)
+        piece, at, before, reached = self._piece(condition, beside), beside, beside.point, -math.inf
+        for _ in range(1 if condition.ends else PIECES):
+            if piece is None:
+                break
+            most, x = piece.most(condition.goal, {}, limits)
+            if x is not None and most >= condition.goal.sign * condition.goal.level:
+                nearest = piece.nearest(condition.goal, limits)
+                beyond = () if nearest is None else tuple(nearest + share * (x - nearest) for share in _FARTHER)
+                return Answer(nearest, False, beyond)
+            if x is None or most <= reached or condition.ends:
+                break
+            point = domain.moved(x + _BEYOND * (x - before))
+            reached, before, at = most, x, self._at(point, beside)
+            piece = self._piece(condition, at)
+        return Answer(None, True)
+
+    def _at(self, point: np.ndarray, beside: Beside) -> Beside:
+        return replace(beside, number=-1, values=self.requirements.subject.values(point[None]))
+
+    def _reachable(self, node: int, condition: Condition, beside: Beside, limits: Limits) -> bool:
+        """Whether the neurons of a layer can keep to the condition's ends on this piece, one neuron that does not being
+        moved as far as the others allow. What is known is known for all goals that follow."""
+        low, high = condition.ends[node]
+        found = beside.values[node][0]
+        outside = ((found < low) | (found > high)).nonzero().flatten().tolist()
+        if len(outside) != 1:
+            return not outside
+        one, key = outside[0], (node, beside.number, outside[0])
+        if key not in self._flips:
+            sign = 1.0 if found[one] < low[one] else -1.0
+            goal = Goal(node, one, sign, float(low[one] if sign > 0 else high[one]))
+            piece, free = self._piece(Condition(goal), beside), torch.full_like(low, math.inf)
+            free[one] = -math.inf
+            ends = torch.where(free < 0, free, low), torch.where(free < 0, -free, high)
+            most = -math.inf if piece is None else piece.most(goal, {node: ends}, limits)[0]
+            self._flips[key] = most >= goal.sign * goal.level
+        return self._flips[key]
+
+    def _piece(self, condition: Condition, beside: Beside) -> Piece | None:
+        """The program of a piece, without the goal; None where nothing of it is left."""
+        assert condition.goal is not None
+        domain, node = self.requirements.domain, condition.goal.node
+        found = [(k, (beside.values[k][0] < e[0]) | (beside.values[k][0] > e[1])) for k, e in condition.ends.items()]
+        key = (node, beside.number, *((k, tuple(o.nonzero().flatten().tolist())) for k, o in found))
+        if beside.number >= 0 and key in self._pieces:
+            return self._pieces[key]
+        cut = self._cut(replace(condition, goal=replace(condition.goal, level=-math.inf * condition.goal.sign)),
+                        domain.bounds.intervals, beside)  # fmt: skip
+        piece = None
+        if cut is not None:
+            prepared = self.prepared[node]
+            with explained(INSTEAD):
+                intervals = {**domain.bounds.intervals, **cut}
+                model = encode(prepared, domain.box, replace(domain.bounds, intervals=intervals))
+            source = prepared.plan.input
+            model = _near(_within(model, cut), source, domain.box, beside.point)
+            piece = Piece(model, Simplex(model), source, beside.point.shape)
+        if beside.number >= 0:
+            if len(self._pieces) >= _KEPT:
+                self._pieces.clear()
+            self._pieces[key] = piece
+        return piece
 
     def near(self, condition: Condition, beside: Beside, share: float, limits: Limits, phases: int) -> Answer:
         """The same, whatever the pieces, of those inputs that are no farther from the given one than a ``share`` of the
@@ -75,7 +198,7 @@ class Programs:
             centre = torch.from_numpy(beside.point.astype(np.float64))[None]
             reach = float((box.upper - box.lower).amax()) * share
             box = Box(torch.maximum(box.lower, centre - reach), torch.minimum(box.upper, centre + reach))
-            bounds = self._bounds(condition.deepest, beside.number, share, box)
+            bounds = self._bounds(condition.nodes[-1], beside.number, share, box)
         cut = self._cut(condition, bounds.intervals, None)
         return self._solved(condition, beside, (box, bounds), cut, limits, phases)
 
@@ -99,7 +222,7 @@ class Programs:
     ) -> Answer:
         if cut is None:
             return Answer(None, True)
-        prepared, (box, bounds) = self.prepared[condition.deepest], region
+        prepared, (box, bounds) = self.prepared[condition.nodes[-1]], region
         with explained(INSTEAD):
             model = encode(prepared, box, replace(bounds, intervals={**bounds.intervals, **cut}))
         if phases is not None and int(model.integer.sum()) > phases:
@@ -115,13 +238,13 @@ class Programs:
         self, condition: Condition, known: Mapping[int, Interval], piece: Beside | None
     ) -> dict[int, Interval] | None:
         """Proven intervals of layers, cut to the condition and to the ``piece`` that is kept; None: nothing is left."""
-        deepest, graph = condition.deepest, self.requirements.subject.graph
+        deepest, graph = condition.nodes[-1], self.requirements.subject.graph
         reached, cut = needed(graph, deepest), dict[int, Interval]()
         if condition.above is not None and _behind(known, condition):
             return None
         for layer in self.requirements.subject.layers:
-            if layer.node in condition.ends:
-                low, high = condition.ends[layer.node]
+            if layer.node in condition.nodes and condition.above is None:
+                low, high = condition.within(layer.node, layer.size)
             elif piece is not None and layer.node in reached and layer.node != deepest:
                 low, high = layer.phase(piece.values[layer.node][0])
             else:
@@ -156,7 +279,7 @@ def _up_to(graph: Graph, node: int) -> Graph:
     return replace(graph, nodes=graph.nodes[: node + 1], outputs=(node,))
 
 
-def _within(model: Model, cut: Mapping[int, Interval]) -> Model:
+def _within(model: Model, cut: Mapping[int, tuple[Tensor, Tensor]]) -> Model:
     """The model with these intervals as ends of columns: a node that only moves elements has the columns of others."""
     lower, upper = model.lower.clone(), model.upper.clone()
     for node, (low, high) in cut.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,27 +40,48 @@ class Report:
         return f"of {self.total}, {self.covered} covered, {self.impossible} proven impossible"
 
 
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """``sign * value >= sign * level`` for one neuron: the ``element`` of a layer's ``node``; ``sign`` is 1 or -1."""
+
+    node: int
+    element: int
+    sign: float
+    level: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Condition:
     """A set of neuron values: what an input is to bring about.
 
-    ``ends``: by layer (its node) ends ``[size]`` of its neurons' values. ``above``: neurons (layer, one, others
-    ``[K]``): the one is at least ``margin`` above each of the others.
+    ``goal``: of one neuron (None: nothing). ``ends``: by layer (its node) ends ``[size]`` that its neurons keep to.
+    ``above``: neurons (layer, one, others ``[K]``), the one at least ``margin`` above each of the others.
     """
 
+    goal: Goal | None = None
     ends: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     above: tuple[int, int, Tensor] | None = None
     margin: float = 0.0
 
     @property
-    def deepest(self) -> int:
-        """The last node that it speaks of."""
-        return max([*self.ends, *([self.above[0]] if self.above else [])])
+    def nodes(self) -> tuple[int, ...]:
+        """The layers that it speaks of, in order."""
+        goal = () if self.goal is None else (self.goal.node,)
+        return tuple(sorted({*self.ends, *goal, *(self.above[:1] if self.above else ())}))
+
+    def within(self, node: int, size: int) -> tuple[Tensor, Tensor]:
+        """The ends ``[size]`` of a layer's neurons, those of the goal among them."""
+        high = torch.full((size,), math.inf, dtype=torch.float64)
+        low, high = (e.clone() for e in self.ends.get(node, (-high, high)))
+        if self.goal is not None and self.goal.node == node:
+            (low if self.goal.sign > 0 else high)[self.goal.element] = self.goal.level
+        return low, high
 
     def violation(self, values: Values) -> Tensor:
         """``[N]``: by how much values miss it, added up; 0 where they meet it. Differentiable."""
         total = torch.zeros(next(iter(values.values())).shape[0], dtype=torch.float64)
-        for node, (low, high) in self.ends.items():
+        for node in self.nodes:
+            low, high = self.within(node, values[node].shape[1])
             total = total + ((low - values[node]).clamp(min=0) + (values[node] - high).clamp(min=0)).sum(1)
         if self.above is not None:
             node, one, others = self.above

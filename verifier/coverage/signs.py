@@ -13,7 +13,7 @@ from bounds import Box
 from bounds.compute import Method
 from verifier.coverage.domain import domain
 from verifier.coverage.neurons import Layer
-from verifier.coverage.requirements import Condition, Requirements
+from verifier.coverage.requirements import Condition, Goal, Requirements
 from verifier.coverage.running import Subject, Values
 from verifier.errors import InputError
 
@@ -78,32 +78,29 @@ class SignSign(Requirements):
 
     def condition(self, number: int, values: Values, slack: float) -> Condition:
         pair, i, j = self.place(number)
-        return Condition({
-            pair.earlier.node: self._flipped(pair.earlier, values, i, slack, True),
-            pair.later.node: self._flipped(pair.later, values, j, slack, False),
-        })  # fmt: skip
+        kink, low, high = _kink(pair.later), *self.domain.ends(pair.later.node)
+        sign = -1.0 if values[pair.later.node][0, j] >= kink else 1.0
+        width = float(high[j] - low[j])
+        goal = Goal(pair.later.node, j, sign, kink + sign * slack * (width if math.isfinite(width) else 1.0))
+        return Condition(goal, {pair.earlier.node: self._flipped(pair.earlier, values, i, slack)})
 
     @property
     def alone(self) -> bool:
         return False
 
-    def _flipped(self, layer: Layer, values: Values, one: int, slack: float, others: bool) -> tuple[Tensor, Tensor]:
-        """Ends at which this neuron has the other sign, and (``others``) all others keep theirs: by the slack, or by
-        what they have now where that is less."""
+    def _flipped(self, layer: Layer, values: Values, one: int, slack: float) -> tuple[Tensor, Tensor]:
+        """Ends at which this neuron has the other sign, and all others keep theirs: by the slack, or by what they have
+        now where that is less."""
         kink, found = _kink(layer), values[layer.node][0]
         low, high = self.domain.ends(layer.node)
         margin = torch.where(torch.isfinite(high - low), high - low, 1.0) * slack
-        active = found >= kink
-        least = torch.full_like(found, -math.inf)
-        most = -least
-        if others:
-            least = torch.where(active, torch.minimum(found, kink + margin), least)
-            most = torch.where(active, most, torch.maximum(found, kink - margin))
-        least[one], most[one] = -math.inf, math.inf
+        active, free = found >= kink, torch.full_like(found, math.inf)
+        least = torch.where(active, torch.minimum(found, kink + margin), -free)
+        most = torch.where(active, free, torch.maximum(found, kink - margin))
         if active[one]:
-            most[one] = kink - margin[one]
+            least[one], most[one] = -math.inf, kink - margin[one]
         else:
-            least[one] = kink + margin[one]
+            least[one], most[one] = kink + margin[one], math.inf
         return least, most
 
     def _distances(self, layer: Layer, values: Values) -> Tensor:

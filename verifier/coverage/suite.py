@@ -55,8 +55,8 @@ class Budget:
 
     inputs: int | None = 100
     seconds: float | None = None
-    nodes: int = 100
-    phases: int = 60
+    nodes: int = 50
+    phases: int = 40
     tries: int = 3
     steps: int = 100
 

@@ -59,9 +59,9 @@ def corner_model(path: Path) -> Path:
 
 def test_concolic_reaches_what_random_sampling_misses() -> None:
     requirements = coverage.NeuronCoverage().requirements(coverage.subject(trace(corner(), torch.zeros(2))), SQUARE)
-    budget = coverage.Budget(inputs=200)
+    budget = coverage.Budget(inputs=100)
     random = list(coverage.sampled(requirements, CENTRE, budget=budget))
-    assert len(random) == 200 and random[-1].report.covered == 4
+    assert len(random) == 100 and random[-1].report.covered == 4
     found = list(coverage.concolic(requirements, CENTRE, budget=budget))
     assert found[-1].report.covered == 5 and len(found) <= 5
     last = next(g for g in found if 4 in g.met)
