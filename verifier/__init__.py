@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from verifier.anytime.enclosure import Enclosure
     from verifier.anytime.radius import radius
     from verifier.anytime.refinement import refine
+    from verifier.anytime.sensitivity import Sensitivity, sensitivity
     from verifier.api import load, verify
     from verifier.errors import InputError, InternalError, UnsupportedError, VerifierError
     from verifier.exact.radius import exact_radius
@@ -37,6 +38,7 @@ __all__ = [
     "Progress",
     "Query",
     "RadiusBracket",
+    "Sensitivity",
     "TimedOut",
     "Unknown",
     "UnsupportedError",
@@ -52,6 +54,7 @@ __all__ = [
     "read",
     "refine",
     "robustness",
+    "sensitivity",
     "verify",
 ]
 
@@ -59,6 +62,7 @@ _HOMES = (
     ("verifier.anytime.enclosure", ("Enclosure",)),
     ("verifier.anytime.radius", ("radius",)),
     ("verifier.anytime.refinement", ("refine",)),
+    ("verifier.anytime.sensitivity", ("Sensitivity", "sensitivity")),
     ("verifier.api", ("load", "verify")),
     ("verifier.errors", ("InputError", "InternalError", "UnsupportedError", "VerifierError")),
     ("verifier.exact.radius", ("exact_radius",)),

@@ -72,6 +72,16 @@ def _function(
     functional: Tensor | str | None,
     label: int | None,
 ) -> Function:
+    try:
+        return Function.of(functional_graph(model, functional, label), Domain.of(region))
+    except ValueError as error:  # what bounds say of a region or a graph that does not fit
+        raise InputError(str(error)) from error
+
+
+def functional_graph(
+    model: str | Path | bytes | Network | Graph, functional: Tensor | str | None, label: int | None
+) -> Graph:
+    """The graph whose output is what is asked about, as ``refine`` takes it. Raises ``InputError``."""
     graph = model if isinstance(model, Graph) else single(model).graph
     if functional is not None and label is not None:
         raise InputError("a functional or a label: one of the two")
@@ -81,10 +91,7 @@ def _function(
         graph = with_expression(graph, functional)
     elif functional is not None:
         graph = with_row(graph, functional)
-    try:
-        return Function.of(graph, Domain.of(region))
-    except ValueError as error:  # what bounds say of a region or a graph that does not fit
-        raise InputError(str(error)) from error
+    return graph
 
 
 def _followed(refiner: Refiner, writer: Saver | None, start: float) -> Iterator[Enclosure]:
