@@ -98,9 +98,9 @@ class Conv(Affine):
     def _tiled(self, rows: Tensor, weight: Tensor, shape: Shape) -> Tensor:
         """The transposed step of windows that lie side by side: one matrix product, and its results laid out."""
         (tall, wide), flat = self.strides, rows.flatten(0, 1)
-        count, _, height, width = flat.shape
-        tiles = (flat.permute(0, 2, 3, 1) @ weight.flatten(1)).reshape(count, height, width, -1, tall, wide)
-        images = tiles.permute(0, 3, 1, 4, 2, 5).reshape(count, -1, height * tall, width * wide)
+        (count, _, height, width), channels = flat.shape, weight.shape[1]  # there may be no rows
+        tiles = (flat.permute(0, 2, 3, 1) @ weight.flatten(1)).reshape(count, height, width, channels, tall, wide)
+        images = tiles.permute(0, 3, 1, 4, 2, 5).reshape(count, channels, height * tall, width * wide)
         ends = [shape[2] - height * tall + self.pads[0], shape[3] - width * wide + self.pads[1]]
         return functional.pad(images, (-self.pads[1], ends[1], -self.pads[0], ends[0])).reshape(rows.shape[0], *shape)
 

@@ -26,3 +26,9 @@ def test_pullback_is_the_transpose(strides: tuple[int, int], pads: tuple[int, ..
     (wanted,) = torch.autograd.grad((result * rows).sum(), point)
     found = op.pullback(rows, 0, [None, weight], (1, 3, *size))
     assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_no_rows_are_pulled_back_to_none() -> None:
+    op, weight = Conv((2, 2), (1, 1), (0, 0, 0, 0)), torch.ones((4, 3, 2, 2), dtype=torch.float64)
+    rows = torch.zeros((0, 1, 4, 3, 4), dtype=torch.float64)
+    assert op.pullback(rows, 0, [None, weight], (1, 3, 6, 8)).shape == (0, 1, 3, 6, 8)
