@@ -130,16 +130,18 @@ def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
     rows take at once; it changes the time, and with ``Alpha`` rows of a wide layer may have to share parameters.
     ``known``: intervals ``[N, *shape]`` of nodes that are proven on these boxes, such as ``Bounds.intervals`` after
     better ones were found of some: those of nodes that nonlinear operators read are intersected with what is found.
+    What is returned rests on them; contradictions, and input intervals that leave out a part of a box, are noticed.
 
     Guarantees ``lower <= f(x) <= upper`` for every x in the box; with ``semantics="real"`` (computed in float64 with
     error terms) in exact real arithmetic over the stored weights, with None (computed in the box's dtype, or the
     prepared one) up to rounding. With None the bounds of all methods but ``Alpha`` are differentiable in the
     box and the graph's constants.
 
-    ``ValueError`` for shapes that do not fit, an empty box, another dtype, rows that are not finite, an unknown method
-    or semantics, a ``memory`` that is too small for one row (it says what that needs), and a graph that has not
-    exactly one input and one output that depends on it; ``DomainError`` where a box reaches points at which an operator
-    has no value (it names the node); ``TypeError`` for an argument of another kind.
+    ``ValueError`` for shapes that do not fit, an empty box, another dtype, rows that are not finite, ``known``
+    intervals that are nan or of other boxes, an unknown method or semantics, a ``memory`` that is too small for one row
+    (it says what that needs), and a graph that has not exactly one input and one output that depends on it;
+    ``DomainError`` where a box reaches points at which an operator has no value (it names the node); ``TypeError`` for
+    an argument of another kind.
     """
     _check_arguments(graph, box, rows, keep)
     _check_options(method, semantics, memory)
@@ -163,7 +165,7 @@ def compute_bounds(  # noqa: PLR0913 - the questions that a caller may ask
         given = None if known is None else _check_known(plan, inside, known)
         start = Start(plan, ready.search, inside, None if ball is None else ball.to(plan.dtype), given)
         state, crossed = method.state(start)
-        _check_result(plan, state, crossed, semantics)
+        _check_result(plan, state, crossed, semantics, known is not None)
         intervals = dict(state.bounds)
         for kept in keep:
             state = replace(state, bounds=intervals)
@@ -300,17 +302,23 @@ def _check_rows(plan: Plan, rows: Tensor) -> Tensor:
 
 
 def _check_known(plan: Plan, box: Box, known: Mapping[int, tuple[Tensor, Tensor]]) -> dict[int, tuple[Tensor, Tensor]]:
-    """Known intervals of the watched nodes. Raises ``ValueError`` for ends of another shape or type."""
-    found = {node: known[node] for node in plan.watched if node in known}
+    """Known intervals of the watched nodes. Raises ``ValueError`` for ends of another shape or type, or that are nan,
+    and where those of the input leave out a part of a box."""
+    found = {node: known[node] for node in (plan.input, *plan.watched) if node in known}
     for node, ends in found.items():
         shape = (box.size, *plan.graph.nodes[node].shape)
         if any(tuple(end.shape) != shape or end.dtype != plan.dtype for end in ends):
             raise ValueError(f"known ends of {_called(plan.graph, node)}: {plan.dtype} {list(shape)} are needed")
+        if any(bool(end.isnan().any()) for end in ends):
+            raise ValueError(f"known ends of {_called(plan.graph, node)} that are not numbers")
+    low, high = found.pop(plan.input, (box.lower, box.upper))
+    if not bool(((low <= box.lower) & (high >= box.upper)).all()):
+        raise ValueError("known intervals of other boxes: those of the input leave out a part of a box")
     return found
 
 
-def _check_result(plan: Plan, state: State, crossed: Tensor, semantics: Semantics | None) -> None:
-    """Raise where an operator has no value somewhere, and where proven bounds cross."""
+def _check_result(plan: Plan, state: State, crossed: Tensor, semantics: Semantics | None, given: bool) -> None:
+    """Raise where an operator has no value somewhere, and where proven bounds cross (each other, or what was given)."""
     for place in sorted(plan.relaxed):
         node = plan.graph.nodes[place]
         operands = plan.ends(place, state.bounds)
@@ -326,4 +334,6 @@ def _check_result(plan: Plan, state: State, crossed: Tensor, semantics: Semantic
                 "bounds need a smaller box, or a network without it"
             )
     if semantics is not None and bool(crossed.any()):
+        if given:
+            raise ValueError("known intervals contradict what is found: they do not hold on these boxes")
         raise RuntimeError("proven bounds cross each other: this is a fault of the bounds, not of the graph")

@@ -65,7 +65,7 @@ def encode(prepared: Prepared, box: Box, bounds: Bounds, envelope: float | None 
     lines on pieces of its operand's interval that leave results at most ``envelope`` from its own, as long as it is a
     function of one variable and few pieces do; the model then is not ``exact``. Raises ``UnsupportedOperatorError``
     for such an operator where ``envelope`` is None (it names the node), ``UnboundedError`` for a neuron without finite
-    bounds, ``ValueError`` for more than one box and an ``envelope`` that is no positive number.
+    bounds, ``ValueError`` for more than one box, bounds of another box and an ``envelope`` that is no positive number.
     """
     plan, rounding = prepared.plan, prepared.plan.rounding
     if box.size != 1 or bounds.semantics != "real" or rounding is None:
@@ -76,6 +76,8 @@ def encode(prepared: Prepared, box: Box, bounds: Bounds, envelope: float | None 
     intervals = _finite(plan, bounds.intervals)
     build = _Build()
     low, high = (end.flatten() for end in intervals[plan.input])
+    if not bool(((low == box.lower.flatten()) & (high == box.upper.flatten())).all()):
+        raise ValueError("bounds of another box: their input intervals are not its ends")
     elements = torch.arange(low.shape[0])
     build.columns[plan.input] = build.add(low, high, torch.zeros_like(elements, dtype=torch.bool), plan.input, elements)
     for node in plan.graph.nodes:

@@ -280,3 +280,19 @@ def test_a_walk_over_better_intervals_is_better(one: Case) -> None:
     assert bool((better.lower > plain.lower + 1e-3).any())
     with pytest.raises(ValueError, match="known ends of"):
         compute_bounds(one.prepared, one.box, Crown(), known={first: (torch.zeros(1), torch.zeros(1))})
+
+
+def test_bounds_of_another_box_are_noticed(one: Case) -> None:
+    """Where they say so: by the input's intervals, by a contradiction, or by being no numbers."""
+    larger, apart = (Box.around(torch.full((1, 3), at, dtype=torch.float64), 2.0) for at in (0.0, 50.0))
+    with pytest.raises(ValueError, match="another box"):
+        encode(one.prepared, larger, one.bounds)
+    with pytest.raises(ValueError, match="other boxes"):
+        compute_bounds(one.prepared, larger, Crown(), known=one.bounds.intervals)
+    inner = {node: one.bounds.intervals[node] for node in one.prepared.plan.watched}
+    with pytest.raises(ValueError, match="contradict"):
+        compute_bounds(one.prepared, apart, Crown(), known=inner)
+    node = one.prepared.plan.watched[0]
+    lost = {node: (inner[node][0] * math.nan, inner[node][1])}
+    with pytest.raises(ValueError, match="not numbers"):
+        compute_bounds(one.prepared, one.box, Crown(), known=lost)
