@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from bounds import Alpha, Bounds, Prepared
@@ -55,12 +56,18 @@ class ProgramWalk:
 
     def step(self, kind: str, entry: Mapping[str, Tensor]) -> None:
         """Take an entry. Raises ``ValueError`` for one that is none, or is about nothing that is open."""
+        try:
+            self._step(kind, entry)
+        except KeyError as error:
+            raise ValueError(f"an entry of kind {kind!r} without {error}") from None
+
+    def _step(self, kind: str, entry: Mapping[str, Tensor]) -> None:
         if kind == programs.TIGHTENED:
-            self._tighten(int(entry["task"]), int(entry["node"]), entry)
+            self._tighten(_number(entry, "task"), _number(entry, "node"), entry)
             return
         if kind not in (programs.KIND, programs.CUTS):
             raise ValueError(f"an entry of kind {kind!r} among programs")
-        place = int(entry["task"]), int(entry["clause"])
+        place = _number(entry, "task"), _number(entry, "clause")
         if place not in self._open():
             raise ValueError(f"an entry about clause {place[1]} of task {place[0]}, which is not open")
         if kind == programs.CUTS:
@@ -142,3 +149,10 @@ class ProgramWalk:
                 continue
             self.checks.add(count, count)
             self.checks.fail(f"the leaves of clause {place[1]} in task {place[0]} prove no more than {bound:.3g}")
+
+
+def _number(entry: Mapping[str, Tensor], name: str) -> int:
+    """Raises ``ValueError`` where it is not one whole number."""
+    if entry[name].dtype != torch.int64 or entry[name].numel() != 1:
+        raise ValueError(f"an entry with more or other than one whole number as its {name}")
+    return int(entry[name])

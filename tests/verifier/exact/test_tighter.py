@@ -133,6 +133,8 @@ def test_better_bounds_are_proved_again_from_the_record(proof: Proof, tmp_path: 
         ("element", None),
         ("count", None),
         ("dual", torch.zeros(3)),
+        ("task", torch.tensor([0, 0])),
+        ("node", torch.tensor([7.5])),
     ],
 )
 def test_entries_that_are_none_fail(name: str, value: Tensor | None, proof: Proof, tmp_path: Path) -> None:
@@ -141,6 +143,17 @@ def test_entries_that_are_none_fail(name: str, value: Tensor | None, proof: Proo
     frames[place] = forged(frames[place], **{name: frames[place].arrays[name] + 1000 if value is None else value})
     report = recheck(query, written(frames, tmp_path / "forged"))
     assert not report.proved and report.failures
+
+
+@pytest.mark.parametrize("kind", [KIND, TIGHTENED])
+def test_an_array_that_is_missing_is_named(kind: str, proof: Proof, tmp_path: Path) -> None:
+    query, frames = proof
+    place = next(k for k, f in enumerate(frames) if f.kind == kind)
+    for name in sorted(frames[place].arrays):
+        less = {key: array for key, array in frames[place].arrays.items() if key != name}
+        forged = [*frames[:place], replace(frames[place], arrays=less), *frames[place + 1 :]]
+        report = recheck(query, written(forged, tmp_path / name))
+        assert not report.proved and f"without '{name}'" in report.failures[0]
 
 
 def test_entries_of_several_clauses_may_alternate(lasting: Query, tmp_path: Path) -> None:
