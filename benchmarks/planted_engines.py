@@ -19,7 +19,10 @@ import torch
 import bounds
 from bounds.plan import Plan, prepare
 from bounds.rounding import Rounding
+from milp.cuts import strengthened
 from milp.exact import Goal, Outcome, search
+from milp.model import Model
+from milp.recheck import Leaf
 from milp.simplex import Simplex
 from verifier import checkpoint
 from verifier.branch.activation_split import ActivationSplit
@@ -28,10 +31,17 @@ from verifier.branch.problem import Problem, S, Search, Step
 from verifier.branch.root import refine, refine_by_splits, screen
 from verifier.errors import InputError, UnsupportedError
 from verifier.exact.programs import EncodedBox, clause_program
+from verifier.exact.tighter import tighter
 from verifier.query import Query
+from verifier.record.program_walk import ProgramWalk
+from verifier.record.programs import Keeping
 from verifier.record.recheck import recheck
+from verifier.record.report import Checks
 from verifier.record.writer import Recorder, about
-from verifier.strategy import AscentPlan, InnerPlan, SplitPlan, choose, features
+from verifier.strategy import AscentPlan, InnerPlan, SplitPlan, TightenPlan, choose, features
+
+_STEPS = 1
+"""Of ascent, for the bounds that recorded programs rest on."""
 
 
 class UnprovedError(AssertionError):
@@ -187,22 +197,79 @@ def activation_split_by_score(query: Query, budget: Budget) -> bool:
     return _activations(query, budget, 0, candidates=0)
 
 
-def programs(query: Query, budget: Budget) -> bool:
-    """A mixed-integer program for every clause, each leaf proven from multipliers."""
-    problem, prepared = Problem.of(query), bounds.prepare(query.graph)
+Proof = tuple[int, int, list[Leaf]]
+"""Of a task's clause."""
+
+Better = Callable[[bounds.Prepared, EncodedBox, tuple[int, int]], EncodedBox]
+
+
+def _programs(
+    query: Query, budget: Budget, better: Better | None = None, stronger: Callable[[Model], Model] | None = None
+) -> list[Proof] | None:
+    """A program for every clause that bounds leave open, and the leaves that refute it; None where one stays open.
+    ``better``: of a box and one of its (task, clause), ``stronger``: of a clause's program."""
+    problem, prepared, proofs = Problem.of(query), bounds.prepare(query.graph), list[Proof]()
     goal = Goal(threshold=0.0, evaluate=lambda _: math.inf)  # nothing searches for the point
     for task in [found for _, part in screen(problem, _exact(query)) for found in part.open]:
+        method = bounds.Crown() if better is None else bounds.Alpha(steps=_STEPS)
         try:
-            encoded = EncodedBox.of(query, prepared, int(problem.box[task.task]))
+            encoded = EncodedBox.of(query, prepared, int(problem.box[task.task]), method)
         except (UnsupportedError, InputError):
-            return False
-        for clause in problem.clauses[task.task][task.alive].tolist():
-            if not encoded.literals(clause):
-                return False
-            model = clause_program(encoded, clause).model
-            found = search(model, Simplex(model), goal, nodes=8 * budget.rounds, seconds=budget.seconds)
+            return None
+        clauses = problem.clauses[task.task][task.alive].tolist()
+        if not all(encoded.literals(clause) for clause in clauses):
+            return None
+        encoded = encoded if better is None else better(prepared, encoded, (task.task, clauses[0]))
+        for clause in clauses:
+            model, leaves = clause_program(encoded, clause).model, list[Leaf]()
+            model = model if stronger is None else stronger(model)
+            nodes = 8 * budget.rounds
+            found = search(model, Simplex(model), goal, nodes=nodes, seconds=budget.seconds, keep=leaves.append)
             if found.outcome is not Outcome.PROVEN:
-                return False
+                return None
+            proofs.append((task.task, clause, leaves))
+    return proofs
+
+
+def programs(query: Query, budget: Budget) -> bool:
+    """A mixed-integer program for every clause, each leaf proven from multipliers."""
+    return _programs(query, budget) is not None
+
+
+def programs_with_cuts(query: Query, budget: Budget) -> bool:
+    """Programs with all cuts that the optima of their relaxations violate, however little is gained."""
+
+    def cut(model: Model) -> Model:
+        return strengthened(model, rounds=budget.rounds, gain=-1.0, seconds=budget.seconds).model
+
+    return _programs(query, budget, stronger=cut) is not None
+
+
+def programs_recorded(query: Query, budget: Budget) -> bool:
+    """Programs over better bounds of neurons; what they refute is proved again from the entries of a record alone."""
+    entries, checks = list[tuple[str, Mapping[str, torch.Tensor]]](), Checks()
+
+    def write(kind: str, arrays: Mapping[str, torch.Tensor]) -> None:
+        entries.append((kind, arrays))
+
+    def better(prepared: bounds.Prepared, encoded: EncodedBox, place: tuple[int, int]) -> EncodedBox:
+        plan = TightenPlan(nodes=budget.rounds, most=8)
+        return tighter(prepared, encoded, place, plan, time.monotonic() + budget.seconds, write) or encoded
+
+    proofs = _programs(query, budget, better)
+    if proofs is None:
+        return False
+    for task, clause, leaves in proofs:
+        keeping = Keeping(write, task, clause)
+        for leaf in leaves:
+            keeping.add(leaf)
+        keeping.flush()
+    walk = ProgramWalk(Problem.of(query), _exact(query), _STEPS, checks)
+    for kind, arrays in entries:
+        walk.step(kind, arrays)
+    walk.finish()
+    if checks.failed:
+        raise UnprovedError(f"a refutation that its entries do not prove: {'; '.join(checks.failures)}")
     return True
 
 
@@ -224,5 +291,7 @@ ENGINES: Mapping[str, Engine] = {
         activation_split_by_score,
         activation_split_resumed,
         programs,
+        programs_with_cuts,
+        programs_recorded,
     )
 }

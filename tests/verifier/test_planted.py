@@ -27,6 +27,8 @@ ENGINES = (
     "activation_split_by_score",
     "activation_split_resumed",
     "programs",
+    "programs_with_cuts",
+    "programs_recorded",
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
