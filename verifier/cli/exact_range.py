@@ -27,11 +27,15 @@ GAP = 1e-6
 def check(arguments: argparse.Namespace) -> None:
     """Raise ``InputError`` where options do not go with the method."""
     exact = arguments.method == "exact"
-    for option in ("timeout", "gap", "envelope"):
+    for option, why in (
+        ("timeout", "takes the time that it takes"),
+        ("gap", "bounds from outside alone"),
+        ("envelope", "bounds every operator without"),
+    ):
         if getattr(arguments, option) is not None and not exact and arguments.method != "anytime":
             raise InputError(
                 f"--{option} goes with --method {'exact' if option == 'envelope' else 'exact and anytime'}: "
-                f"{arguments.method} takes the time that it takes"
+                f"{arguments.method} {why}"
             )
     if exact and arguments.semantics != "real":
         raise InputError(

@@ -149,7 +149,7 @@ def test_entries_that_are_none_fail(name: str, value: Tensor | None, proof: Proo
 def test_an_array_that_is_missing_is_named(kind: str, proof: Proof, tmp_path: Path) -> None:
     query, frames = proof
     place = next(k for k, f in enumerate(frames) if f.kind == kind)
-    for name in sorted(frames[place].arrays):
+    for name in ("task", "dual"):
         less = {key: array for key, array in frames[place].arrays.items() if key != name}
         forged = [*frames[:place], replace(frames[place], arrays=less), *frames[place + 1 :]]
         report = recheck(query, written(forged, tmp_path / name))
