@@ -39,6 +39,9 @@ EXACT_SHARE, TRY_WORK, PROGRAM_WORK = 0.25, 100, 8
 TRY_PROGRAMS, WAIT = 100, 4
 """... and ends after so many; where it did not close its box, the parts are tried again so many splits below."""
 
+DESCENTS = 4
+"""Points in a step that are the start of a descent."""
+
 WIDE_PROGRAMS = 8
 """Linear programs in a step where a region is left to phases as a whole."""
 
@@ -82,22 +85,34 @@ class Refiner:
         self.wholes = tuple(program_of(function, ends, sign, gap, Alpha()) if wide else None for sign in signs)
 
     def begun(self) -> State:
-        """The whole region, bounded."""
+        """The whole region bounded, and the points tried where its bounds say that f may be least and greatest. Raises
+        ``InputError`` where f is not finite at the centre."""
         low, high = self.function.domain.ends()
-        sides, none = [], torch.zeros(1, dtype=torch.int64)
+        none, points = torch.zeros(1, dtype=torch.int64), [low / 2 + high / 2]
+        check_finite(self.function, self.function.domain.inside(points[0]))
+        sides = []
         for sign in self.signs:
             found = self.function.bound(Asked(low, high, sign, until=self.until))
             sides.append(Side(sign, Boxes.of(found, none, none)))
+            points.append(found.points)
         searches = tuple(None if whole is None else whole.search.start() for whole in self.wholes)
-        return State(tuple(sides), searches, boxes=len(sides))
+        state = State(tuple(sides), searches, boxes=len(sides))
+        return self._closed(self._tried(state, self.function.domain.inside(torch.cat(points))))
 
     def start(self) -> State:
-        """The whole region bounded, and points in it tried. Raises ``InputError`` where f is not finite at one."""
+        """The region begun with; where that leaves a gap, samples of it and descents from the best of them. Raises
+        ``InputError`` where f is not finite at one."""
         state, (low, high) = self.begun(), self.function.domain.ends()
+        if self.finished(state):
+            return state
         points = samples(self.function.domain, self.seed)
         check_finite(self.function, points)
-        tried = [descended(self.function, points, high - low, sign) for sign in self.signs]
-        return self._closed(self._tried(state, torch.cat([points, *tried])))
+        values = torch.nan_to_num(self.function.values(points), nan=math.inf)
+        tried = [points]
+        for sign in self.signs:
+            best = points[(sign * values).argsort()[:DESCENTS]]
+            tried.append(descended(self.function, best, high - low, sign))
+        return self._closed(self._tried(state, torch.cat(tried)))
 
     def finished(self, state: State) -> bool:
         """Whether nothing is left to do."""
@@ -185,10 +200,9 @@ class Refiner:
         found = replace(found, bound=torch.maximum(found.bound, halves.bound))
         side = replace(side, open=Boxes.cat([side.open, Boxes.of(found, halves.wait, halves.depth)]))
         state = replace(state.with_side(number, side), boxes=state.boxes + halves.count)
-        points = torch.cat([halves.lower / 2 + halves.upper / 2, found.points])
-        best = found.bound.argsort()[:4]
+        best = found.bound.argsort()[:DESCENTS]
         width = halves.upper[best] - halves.lower[best]
-        points = self.function.domain.inside(points)
+        points = self.function.domain.inside(found.points)
         return self._tried(state, torch.cat([points, descended(self.function, points[best], width, side.sign, 4)]))
 
     def _phases(self, state: State, number: int) -> State:
