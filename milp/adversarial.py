@@ -125,9 +125,7 @@ def distortion(  # noqa: PLR0913 - the questions that a caller may ask
         radius = best.value if best.value < 2 * radius else 2 * radius
 
 
-def _asked(
-    graph: Graph, x: Tensor, label: int, norm: str, within: Box | None, envelope: float | None
-) -> _Ask:
+def _asked(graph: Graph, x: Tensor, label: int, norm: str, within: Box | None, envelope: float | None) -> _Ask:
     """The question. Raises ``ValueError``."""
     shape = graph.nodes[graph.inputs[0]].shape
     if tuple(x.shape) != shape:

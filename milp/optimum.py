@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bounds import Alpha, Bounds, Box, Graph, Prepared, compute_bounds, prepare
+from milp.cuts import strengthened
 from milp.encode import encode, with_cost
 from milp.exact import Goal, Outcome
 from milp.highs import InProcess, Runner, filled
@@ -23,6 +24,9 @@ from milp.settle import Effort, Watch, settle, with_points
 
 FILL_SHARE = 0.1
 """Of the time limit, what it may take to find the other columns of a point to begin with."""
+
+CUT_SHARE, CUT_SECONDS = 0.1, 5.0
+"""Of the time limit, what cuts of the program may take, and at most so long."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,12 +66,13 @@ def minimum(  # noqa: PLR0913 - the questions that a caller may ask
     """The minimum of ``row . output`` over one box ``[1, *input shape]``, for a row of the output's shape.
 
     The search ends where the proven bound is within ``gap`` of the least value found, or after ``seconds`` (bounds of
-    the neurons come first and are not interrupted). ``envelope``: how far the envelope of an operator without an exact
-    form may be from it (None: such an operator is an error). ``point`` ``[1, *input shape]``: a point of the box to
-    begin with, such as an attack's best. ``runner`` runs the solver's own search: ``milp.process.ProcessRunner`` in a
-    process that is killed at its limit; the default in this process, where it can overrun ``seconds`` in presolve and
-    at the root of its search, which nobody can interrupt (``milp.highs``); None: not at all. The linear programs of the
-    proof run in this process and look at the clock at every iteration. ``watch`` hears how far it is.
+    the neurons come first and are not interrupted, then cuts: ``milp.cuts``). ``envelope``: how far the envelope of an
+    operator without an exact form may be from it (None: such an operator is an error). ``point`` ``[1, *input shape]``:
+    a point of the box to begin with, such as an attack's best. ``runner`` runs the solver's own search:
+    ``milp.process.ProcessRunner`` in a process that is killed at its limit; the default in this process, where it can
+    overrun ``seconds`` in presolve and at the root of its search, which nobody can interrupt (``milp.highs``); None: not
+    at all. The linear programs of the proof run in this process and look at the clock at every iteration. ``watch``
+    hears how far it is.
 
     Raises ``ValueError`` where shapes do not fit or a neuron has no finite bounds, ``UnsupportedOperatorError`` for an
     operator without an exact form.
@@ -107,6 +112,7 @@ class Encoded:
         """``minimum`` of one functional, which is proven to be at least ``known``. ``begin``: a point to begin with."""
         start, row = time.monotonic(), row.to(torch.float64)
         model = with_cost(self.model, self.prepared.plan.output, row)
+        model = self._cut(model, effort)
         inputs = model.columns[self.prepared.plan.input]
 
         def at(x: Tensor) -> Tensor:
@@ -134,6 +140,11 @@ class Encoded:
             time.monotonic() - start,
             found.failed,
         )
+
+    def _cut(self, model: Model, effort: Effort) -> Model:
+        """The model with cuts, where finding them fits into a part of the time."""
+        seconds = CUT_SECONDS if effort.seconds is None else min(CUT_SECONDS, effort.seconds * CUT_SHARE)
+        return strengthened(model, seconds=seconds).model
 
     def _filled(self, model: Model, begin: Tensor, effort: Effort) -> Tensor | None:
         """A point to begin with, where the runner finds its other columns in a part of the time."""
