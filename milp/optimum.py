@@ -70,8 +70,8 @@ def minimum(  # noqa: PLR0913 - the questions that a caller may ask
     operator without an exact form may be from it (None: such an operator is an error). ``point`` ``[1, *input shape]``:
     a point of the box to begin with, such as an attack's best. ``runner`` runs the solver's own search:
     ``milp.process.ProcessRunner`` in a process that is killed at its limit; the default in this process, where it can
-    overrun ``seconds`` in presolve and at the root of its search, which nobody can interrupt (``milp.highs``); None: not
-    at all. The linear programs of the proof run in this process and look at the clock at every iteration. ``watch``
+    overrun ``seconds`` in presolve and at the root of its search, which nobody can interrupt (``milp.highs``); None:
+    not at all. The linear programs of the proof run in this process and look at the clock at every iteration. ``watch``
     hears how far it is.
 
     Raises ``ValueError`` where shapes do not fit or a neuron has no finite bounds, ``UnsupportedOperatorError`` for an
