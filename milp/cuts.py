@@ -158,9 +158,9 @@ def with_cuts(model: Model, cuts: Cuts, neurons: Neurons | None = None) -> Model
     )
 
 
-def separated(neurons: Neurons, x: Tensor, most: int | None = None, violated: float = VIOLATED) -> Cuts:
-    """The cut of each neuron that a point ``[C]`` violates most, where the point is farther from it than ``violated``;
-    of the ``most`` (None: all) farthest ones."""
+def separated(neurons: Neurons, x: Tensor, violated: float = VIOLATED) -> Cuts:
+    """The cut of each neuron that a point ``[C]`` violates most, where the point is farther from it than
+    ``violated``."""
     z, owner = x[neurons.phase], neurons.owner()
     product = neurons.weight * x[neurons.index]
     inside = product - neurons.low * (1 - z[owner])
@@ -172,8 +172,6 @@ def separated(neurons: Neurons, x: Tensor, most: int | None = None, violated: fl
     squares = (1 + neurons.slope**2 + jump**2).index_add(0, owner, torch.where(member, neurons.weight**2, 0.0))
     distance = (line - total - neurons.base * z) / squares.sqrt()
     chosen = (distance > violated).nonzero().flatten()
-    if most is not None and chosen.shape[0] > most:
-        chosen = chosen[distance[chosen].topk(most).indices].sort().values
     return Cuts(neurons.phase[chosen], member[_entries(neurons, chosen)[0]])
 
 
@@ -181,14 +179,13 @@ def strengthened(
     model: Model,
     *,
     rounds: int = ROUNDS,
-    most: int | None = None,
     gain: float = GAIN,
     enough: float = math.inf,
     seconds: float | None = None,
 ) -> Strengthened:
     """The model with the cuts that its relaxation's optimum violates, and those of the optima after them.
 
-    At most ``rounds`` times all neurons' (or ``most``) cuts are added, until a round gains less than the share ``gain``
+    At most ``rounds`` times all neurons' cuts are added, until a round gains less than the share ``gain``
     of all that was gained, the relaxation's minimum exceeds ``enough``, or ``seconds`` have passed; a linear program
     may take ``PATIENCE`` times as long as the first one. Cuts that do not weigh on the last relaxation are left out.
     """
@@ -203,7 +200,7 @@ def strengthened(
     for _ in range(rounds):
         if found.x is None or found.value > enough:
             break
-        more = separated(neurons, found.x, most)
+        more = separated(neurons, found.x)
         if not more.phase.shape[0] or time.monotonic() >= until:
             break
         whole = with_cuts(whole, more, neurons)

@@ -220,17 +220,6 @@ def beyond(model: Model, x: Tensor) -> Tensor:
     return sums - model.row_upper
 
 
-def test_the_farthest_are_chosen() -> None:
-    network = dense(5, (3, 8, 8, 1), nn.ReLU())
-    model, output = program(network, *wide(3))
-    model = with_cost(model, output, torch.ones(1))
-    neurons, x = Neurons.of(model), Simplex(model).solve().x
-    assert x is not None
-    every, some = separated(neurons, x), separated(neurons, x, most=2)
-    assert every.phase.shape[0] > 2 == some.phase.shape[0]
-    assert set(some.phase.tolist()) <= set(every.phase.tolist())
-
-
 def test_strengthening_raises_the_proven_bound_up_to_the_minimum() -> None:
     network = dense(8, (3, 8, 8, 1), nn.ReLU())
     model, output = program(network, *wide(3))
