@@ -103,8 +103,9 @@ class Centre:
         classes = math.prod(self.graph.nodes[self.graph.outputs[0]].shape)
         if not 0 <= self.label < classes:
             raise InputError(f"label {self.label}: the model has the classes 0 to {classes - 1}")
-        scores = self.scores(self.x)
-        others = self.others(self.x)
+        scores, others = self.scores(self.x), self.others(self.x)
+        if not bool(scores.isfinite().all()):
+            raise InputError("at the input the model's scores are not all finite: it has no class there")
         best = int(others.argmax())
         if float(others[best]) < float(scores[self.label]):
             return

@@ -175,12 +175,14 @@ class BracketSearch:
             trial = self._between(top)
             if trial is None:
                 self.ended = "open"
+                yield
                 return
             outcome = attempt(trial, min(patience, until - limits.now()))
             if outcome == "proven":
                 self.lower = max(self.lower, trial)
                 if trial >= self.centre.reach():
                     self.lower, self.ended = math.inf, "none"
+                    yield
                     return
             elif outcome != "reached":
                 undecided, late = trial, late or outcome == "late"

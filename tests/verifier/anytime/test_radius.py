@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import verifier
+from bounds import trace
 from verifier.anytime import radius as module
 from verifier.anytime.nearest import Attack, nearest, project
 from verifier.anytime.radius import BracketSearch, Judge, radius
@@ -81,6 +83,23 @@ def test_no_other_class_in_the_data_range(network: Network) -> None:
     for norm in ("inf", "2"):
         last = list(radius(network, X, norm, data_range=(-0.55, 0.3)))[-1]
         assert last.status == "none" and math.isinf(last.lower) and last.point is None
+
+
+def test_the_last_bracket_says_that_no_class_is_left(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a verdict about the whole range says so, and not the first bounds."""
+    monkeypatch.setattr(Centre, "by_bounds", lambda *_: (0.1, 0.2))
+    found = list(radius(network, X, data_range=(-0.55, 0.3)))
+    assert found[0].status == "limit" and found[-1].status == "none" and math.isinf(found[-1].lower)
+
+
+def test_a_point_without_scores_is_named(network: Network) -> None:
+    class Logarithm(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.log(x)
+
+    centre = replace(Centre.of(network, X, "inf", 0, None), graph=trace(Logarithm(), torch.zeros(1, 2)))
+    with pytest.raises(verifier.InputError, match="scores are not all finite"):
+        centre.check()
 
 
 def test_what_is_found_counts(network: Network) -> None:
