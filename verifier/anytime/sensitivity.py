@@ -97,8 +97,9 @@ def sensitivity(  # noqa: PLR0913 - the questions that a caller may ask
     except ValueError as error:  # what is wrong with the region or the graph
         raise InputError(str(error)) from error
     splits = min(splits, MOST_ELEMENTS // (4 * work.low.shape[1]))
-    while work.count <= splits and (timeout is None or limits.now() < start + timeout) and work.halve():
-        pass
+    while (left := splits + 1 - work.count) > 0 and (timeout is None or limits.now() < start + timeout):
+        if not work.halve(left):
+            break
     low, high = domain.ends()
     return Sensitivity(*work.ends(), _seen(graph, domain, seed), (high - low)[0], work.count)
 
@@ -121,9 +122,9 @@ class _Parts:
         """Over all parts, ``[n]`` each."""
         return self.least.amin(0), self.most.amax(0)
 
-    def halve(self) -> bool:
-        """Halve the parts that decide the ends of the input with the most reach for which that can change something;
-        whether any could be halved."""
+    def halve(self, allowed: int) -> bool:
+        """Halve at most ``allowed`` parts, first those that decide the ends of the input with the most reach for which
+        that can change something; whether any could be halved."""
         reach = torch.nan_to_num(torch.maximum(self.least.abs(), self.most.abs()).amax(0) * self.width, posinf=1e300)
         spread = torch.nan_to_num((self.most - self.least) * self.width, posinf=1e300)
         deciding = torch.zeros(self.count, dtype=torch.bool)
@@ -131,7 +132,7 @@ class _Parts:
             deciding[self.least[:, i].argmin()] = deciding[self.most[:, i].argmax()] = True
         widest = (self.high - self.low) * torch.nan_to_num(self.most - self.least, posinf=1e300)
         score = torch.where(deciding, math.inf, widest.amax(1))
-        chosen = score.topk(min(BATCH, self.count)).indices
+        chosen = score.topk(min(BATCH, self.count, allowed)).indices
         axis = self._axis(chosen)
         rows = torch.arange(chosen.shape[0])
         one, two = self.low[chosen].clone(), self.high[chosen].clone()

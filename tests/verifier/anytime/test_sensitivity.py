@@ -37,6 +37,7 @@ def test_slopes_lie_within_their_ends_which_splits_narrow(seed: int) -> None:
     before = sensitivity(graph, box, splits=0)
     for splits in (16, 200):
         after = sensitivity(graph, box, splits=splits)
+        assert after.parts <= splits + 1
         assert bool((after.lower <= found.amin(0)).all() and (found.amax(0) <= after.upper).all())
         assert bool((before.lower <= after.lower).all() and (after.upper <= before.upper).all())
         assert bool((after.seen <= torch.maximum(after.lower.abs(), after.upper.abs())).all())
