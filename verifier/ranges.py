@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from bounds import Bounds, Box, Crown, DomainError, Graph, LpBall, compute_bounds, margins
+from bounds.ops.argmax import Place
+from bounds.ops.jumps import Jumping
 from verifier.errors import InputError, UnsupportedError
 from verifier.property.numbers import exact, rank
 from verifier.regions import Number, exact_range, fitting
@@ -74,6 +76,11 @@ def bounded(
         return compute_bounds(graph, region, method, rows=rows, semantics=semantics)
     except DomainError as error:
         raise InputError(str(error)) from error
+
+
+def jumps(graph: Graph) -> tuple[str, ...]:
+    """The nodes at which a network jumps: it has no Lipschitz constant then, and no bounded derivatives."""
+    return tuple(f"node {n.id} ({type(n.op).__name__})" for n in graph.nodes if isinstance(n.op, Jumping | Place))
 
 
 def single(model: str | Path | bytes | Network, as_stored: bool = False) -> Network:

@@ -47,7 +47,8 @@ def refine(  # noqa: PLR0913 - the questions that a caller may ask
     Every ``Enclosure`` holds, whenever the iteration is stopped: see there. It ends where both gaps are at most
     ``gap``, after ``timeout`` seconds (counted from the first step, looked at between steps), where the boxes would
     take more than ``memory`` bytes, or where nothing can be split any more. For networks that are piecewise linear
-    without jumps the gaps close after finitely many steps, up to rounding. ``checkpoint`` names a file that the state
+    without jumps the gaps close after finitely many steps, up to rounding; one that jumps has no Lipschitz constant and
+    is bounded without. ``checkpoint`` names a file that the state
     is written to every ten seconds and at the limit; a refinement of the same function over the same region goes on
     from it, and it is removed once nothing is left to do.
 

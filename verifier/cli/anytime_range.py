@@ -70,7 +70,7 @@ def answer(
     found, spent = turns.found(), limits.now() - start
     _write(arguments, network, found, turns)
     if not arguments.quiet:
-        for line in _summary(arguments, found, gap, ending, spent):
+        for line in (*_weaker(network), *_summary(arguments, found, gap, ending, spent)):
             print(f"verifier: {line}", file=sys.stderr)
     text = "\n".join(aligned(_table(found, names)))
     if arguments.json is not None:
@@ -99,6 +99,15 @@ def _describe(progress: TurnProgress, names: list[str]) -> str:
         f"{progress.least:.6g}, maximum {progress.greatest:.6g} to {progress.upper:.6g}, gap {gap:.3g}, "
         f"{progress.open} open boxes"
     )
+
+
+def _weaker(network: Network) -> Iterator[str]:
+    from verifier.ranges import jumps
+
+    if places := jumps(network.graph):
+        yield (
+            f"the network jumps at {', '.join(places)}, so that it has no Lipschitz constant: the other bounds do alone"
+        )
 
 
 def _summary(

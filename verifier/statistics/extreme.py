@@ -21,9 +21,8 @@ from torch import Tensor
 
 from bounds import Graph, LpBall
 from bounds.layouts import flat
-from bounds.ops.argmax import Place
-from bounds.ops.jumps import Jumping
 from verifier.errors import InputError, UnsupportedError
+from verifier.ranges import jumps
 from verifier.statistics.estimate import Estimate, Refused, check_confidence, check_count
 from verifier.statistics.sampling import uniform
 from verifier.statistics.violations import check_graph, chunk, margins_of
@@ -105,7 +104,9 @@ def clever(  # noqa: PLR0913 - the questions that a caller may ask
     rows, chosen = _rows(graph, label, targets)
     margins = (rows @ flat(graph.evaluate(ball.centre)[0])[0]).tolist()
     for target, margin in zip(chosen, margins, strict=True):
-        if not margin > 0:
+        if not math.isfinite(margin):
+            raise InputError(f"at the input the margin over class {target} is {margin}: its scores are not finite")
+        if margin <= 0:
             raise InputError(
                 f"label {label}: at the input class {target} scores as much or more (margin {margin:.6g}), so that the "
                 "distortion is 0"
@@ -121,10 +122,9 @@ def clever(  # noqa: PLR0913 - the questions that a caller may ask
 
 def _ball(graph: Graph, x: Tensor, radius: float, norm: str) -> LpBall:
     check_graph(graph)
-    jumps = [f"node {n.id} ({type(n.op).__name__})" for n in graph.nodes if isinstance(n.op, Jumping | Place)]
-    if jumps:
+    if places := jumps(graph):
         raise UnsupportedError(
-            f"the network jumps at {', '.join(jumps)}: it has no Lipschitz constant (splitting and monte_carlo "
+            f"the network jumps at {', '.join(places)}: it has no Lipschitz constant (splitting and monte_carlo "
             "estimate the probability of a violation without one)"
         )
     if norm not in ("inf", "2", "1"):

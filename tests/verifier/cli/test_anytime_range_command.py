@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import jsonschema
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -63,6 +64,18 @@ def test_the_ends_close_in_on_those_of_a_grid(model: str, point: str, tmp_path: 
         stored = [arrays[side].reshape(-1)[r] for side in ("lower", "upper", "least", "greatest")]
         assert full == [Fraction(float(value)) for value in stored]
     assert arrays["lower"].shape == (1, *verifier.load(model).nodes[-1].shape)
+
+
+def test_a_network_that_jumps_has_no_lipschitz_constant(point: str, tmp_path: Path, capsys: Capture) -> None:
+    model = tmp_path / "sign.onnx"
+    nodes = [onnx.helper.make_node("Sign", ["x"], ["y"])]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 2]) for name in "xy"]
+    graph = onnx.helper.make_graph(nodes, "sign", ends[:1], ends[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), model)
+    assert main(["range", str(model), "--input", point, "--epsilon", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert [line[-1] for line in table(out)] == ["exact", "exact"]
+    assert "verifier: the network jumps at node 1 (Step), so that it has no Lipschitz constant" in err
 
 
 def test_a_functional_is_drawn(model: str, point: str, tmp_path: Path, capsys: Capture) -> None:

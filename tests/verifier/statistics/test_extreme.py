@@ -171,6 +171,15 @@ def test_a_network_with_jumps_is_refused() -> None:
         clever(graph, torch.tensor([0.5]), 0, 0.1)
 
 
+def test_a_margin_that_is_no_number_is_named() -> None:
+    class Logarithm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.log(x)
+
+    with pytest.raises(InputError, match="the margin over class 1 is nan"):
+        clever(trace(Logarithm(), torch.ones(2)), -torch.ones(2), 0, 0.5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
