@@ -25,12 +25,14 @@ from milp.model import Model
 from milp.recheck import Leaf
 from milp.simplex import Simplex
 from verifier import checkpoint
+from verifier.activation_stage import screened as screened_tasks
 from verifier.branch.activation_split import ActivationSplit
 from verifier.branch.input_split import InputSplit
 from verifier.branch.problem import Problem, S, Search, Step
 from verifier.branch.root import refine, refine_by_splits, screen
 from verifier.errors import InputError, UnsupportedError
 from verifier.exact.programs import EncodedBox, clause_program
+from verifier.exact.stage import few_programs
 from verifier.exact.tighter import tighter
 from verifier.query import Query
 from verifier.record.program_walk import ProgramWalk
@@ -38,7 +40,8 @@ from verifier.record.programs import Keeping
 from verifier.record.recheck import recheck
 from verifier.record.report import Checks
 from verifier.record.writer import Recorder, about
-from verifier.strategy import AscentPlan, InnerPlan, SplitPlan, TightenPlan, choose, features
+from verifier.run import Run
+from verifier.strategy import AheadPlan, AscentPlan, InnerPlan, SplitPlan, TightenPlan, choose, features
 
 _STEPS = 1
 """Of ascent, for the bounds that recorded programs rest on."""
@@ -245,6 +248,23 @@ def programs_with_cuts(query: Query, budget: Budget) -> bool:
     return _programs(query, budget, stronger=cut) is not None
 
 
+def programs_ahead(query: Query, budget: Budget) -> bool:
+    """The few programs with cuts that come before activation splits, of all clauses that bounds leave open."""
+    start, strategy = time.monotonic(), choose(features(query))
+    plans = prepare(query.graph, torch.float32), _exact(query)
+    run = Run(query, Problem.of(query), *plans, strategy, _Nothing(), start, start + budget.seconds)  # type: ignore[arg-type]
+    with torch.no_grad():
+        waiting = screened_tasks(run)
+        return waiting is not None and not few_programs(run, AheadPlan(40, share=1.0), waiting).tasks
+
+
+class _Nothing:
+    """A replayer that confirms no point: queries here have no file that could be run."""
+
+    def replay(self, points: object) -> None:
+        """As ``Replayer.replay``."""
+
+
 def programs_recorded(query: Query, budget: Budget) -> bool:
     """Programs over better bounds of neurons; what they refute is proved again from the entries of a record alone."""
     entries, checks = list[tuple[str, Mapping[str, torch.Tensor]]](), Checks()
@@ -293,5 +313,6 @@ ENGINES: Mapping[str, Engine] = {
         programs,
         programs_with_cuts,
         programs_recorded,
+        programs_ahead,
     )
 }
