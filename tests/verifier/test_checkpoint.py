@@ -183,6 +183,7 @@ def test_no_time_leaves_the_file_as_it_was_and_trouble_in_writing_is_told(
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written of the new file would keep the disk full; the old file stays."""
+
     def full(*_: object) -> None:
         raise OSError("no space left")
 

@@ -79,8 +79,12 @@ def test_a_shared_search_has_the_verdict_of_one_alone(ask: Ask, strategy_of: Cho
     query = read_task(task)
     alone = pipeline.verify(query, strategy=strategy_of(query))
     shares: list[float] = []
-    shared = pipeline.verify(query, strategy=strategy_of(query), lender=inside(task, truthful, ended),
-                             report=lambda p: shares.append(p.open_share))
+    shared = pipeline.verify(
+        query,
+        strategy=strategy_of(query),
+        lender=inside(task, truthful, ended),
+        report=lambda p: shares.append(p.open_share),
+    )
     assert isinstance(alone, verifier.Verified) and isinstance(shared, verifier.Verified)
     assert ended["loans"] >= 1 and ended["closed"] == ended["loans"] and ended["killed"] == 1
     assert 0.5 * alone.subproblems < shared.subproblems < 2 * alone.subproblems, "both halves are counted"
@@ -164,9 +168,7 @@ BAD = [crashed, in_trouble, out_of_time, vague, of_something_else, boastful, giv
 
 
 @pytest.mark.parametrize("answer", BAD)
-def test_a_half_that_is_not_proven_closed_is_worked_off_here(
-    ask: Ask, strategy_of: Choose, answer: Answer
-) -> None:
+def test_a_half_that_is_not_proven_closed_is_worked_off_here(ask: Ask, strategy_of: Choose, answer: Answer) -> None:
     task, ended = ask("0.103"), Counter[str]()
     query = read_task(task)
     alone = pipeline.verify(query, strategy=strategy_of(query))

@@ -56,8 +56,9 @@ def wait_until_ready(lender: Lender) -> None:
 
 
 @pytest.mark.parametrize("mode", ["borrower", "killed"])
-def test_a_second_process_ends_with_the_run(ask: Ask, strategy_of: Choose, mode: str,
-                                            caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_process_ends_with_the_run(
+    ask: Ask, strategy_of: Choose, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "verifier.lending")
     task, said = ask("0.103"), list[protocol.Message]()
     query, threads = read_task(task), torch.get_num_threads()

@@ -38,7 +38,10 @@ def network(nodes: tuple[str, ...] = ("Relu",), weight: float = 1.0) -> bytes:
     graph += [helper.make_node(op, [f"h{i}"], [f"h{i + 1}"]) for i, op in enumerate(nodes)]
     tensor = helper.make_tensor_value_info
     made = helper.make_graph(
-        graph, "g", [tensor("x", TensorProto.FLOAT, [1, 2])], [tensor(f"h{len(nodes)}", TensorProto.FLOAT, [1, 2])],
+        graph,
+        "g",
+        [tensor("x", TensorProto.FLOAT, [1, 2])],
+        [tensor(f"h{len(nodes)}", TensorProto.FLOAT, [1, 2])],
         [numpy_helper.from_array(w, "w")],
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -54,12 +57,29 @@ def ask(tmp_path: Path) -> Ask:
     ) -> tuple[protocol.Message, list[protocol.Message]]:
         (tmp_path / "net.onnx").write_bytes(network() if model is None else model)
         (tmp_path / "p.vnnlib").write_bytes(text if isinstance(text, bytes) else text.encode())
-        whole = {"kind": "property", "property": str(tmp_path / "p.vnnlib"), "max_bytes": None, "assignments": None,
-                 "networks": {"": str(tmp_path / "net.onnx")}, "label": None, "mean": None, "std": None,
-                 "data_range": None, "norm": "inf"} | task
+        whole = {
+            "kind": "property",
+            "property": str(tmp_path / "p.vnnlib"),
+            "max_bytes": None,
+            "assignments": None,
+            "networks": {"": str(tmp_path / "net.onnx")},
+            "label": None,
+            "mean": None,
+            "std": None,
+            "data_range": None,
+            "norm": "inf",
+        } | task
         said: list[protocol.Message] = []
-        request = {"type": "verify", "task": whole, "deadline": limits.now() + 60, "seed": 0, "device": device,
-                   "evidence": True, "verbose": False, "explain": explain}
+        request = {
+            "type": "verify",
+            "task": whole,
+            "deadline": limits.now() + 60,
+            "seed": 0,
+            "device": device,
+            "evidence": True,
+            "verbose": False,
+            "explain": explain,
+        }
         return json.loads(json.dumps(answer(request, said.append))), said
 
     return put
@@ -274,7 +294,10 @@ def test_the_whole_command(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(root)!r}); from verifier.cli import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, "verify", "net.onnx.gz", "p.vnnlib.gz", "--exit-code", "--timeout", "100"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 10, done.stderr
     assert done.stdout.startswith("sat\n((X_0 ") and done.stdout.endswith("))\n")

@@ -10,9 +10,9 @@ from decimal import ROUND_CEILING, ROUND_FLOOR
 from typing import TYPE_CHECKING, Any
 
 from verifier import limits
-from verifier.cli import INTERRUPTED
+from verifier.cli import INTERRUPTED, four_ends
 from verifier.cli.search import Ending, follow, in_time
-from verifier.cli.text import aligned, outward
+from verifier.cli.text import aligned
 from verifier.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 GAP, SECONDS, MEMORY = 1e-6, 10.0, 1.0
 OWN = ("functional", "memory", "checkpoint", "plot")
 """Options that no other method has."""
+
+WAYS = (ROUND_FLOOR, ROUND_CEILING, ROUND_CEILING, ROUND_FLOOR)
+"""The minimum lies between lower and least, the maximum between greatest and upper, as printed too."""
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -72,9 +75,9 @@ def answer(
     if not arguments.quiet:
         for line in (*_weaker(network), *_summary(arguments, found, gap, ending, spent)):
             print(f"verifier: {line}", file=sys.stderr)
-    text = "\n".join(aligned(_table(found, names)))
+    text = "\n".join(aligned(four_ends.table(found, names, WAYS)))
     if arguments.json is not None:
-        data = json.dumps(record | _more(found, gap, ending, spent), indent=1, allow_nan=False)
+        data = json.dumps(record | four_ends.record(found, gap, ending, spent), indent=1, allow_nan=False)
         if str(arguments.json) == "-":
             text = data
         else:
@@ -114,9 +117,7 @@ def _summary(
     arguments: argparse.Namespace, found: Ends, gap: float, ending: Ending, seconds: float
 ) -> Iterator[str]:
     states = [state for region in found.status for state in region]
-    what = f"anytime bounds of {len(found.status[0])} values over " + (
-        "1 region" if len(found.status) == 1 else f"{len(found.status)} regions"
-    )
+    what = f"anytime bounds of {four_ends.counted(found)}"
     left = sum(state != "exact" for state in states)
     if left:
         why = {"limit": "the time is up", "interrupted": "interrupted", "done": "nothing more could be done"}[ending]
@@ -129,31 +130,6 @@ def _summary(
     if arguments.checkpoint is not None and arguments.checkpoint.exists():
         yield f"the same command goes on from {arguments.checkpoint}"
 
-
-def _table(found: Ends, names: list[str]) -> Iterator[tuple[str, ...]]:
-    """A line for each value. The minimum lies between lower and least, the maximum between greatest and upper, as
-    printed too."""
-    many = len(found.status) > 1
-    yield ("region",) * many + ("output", "lower", "upper", "least", "greatest", "status")
-    sides = [side.tolist() for side in (found.lower, found.upper, found.least, found.greatest)]
-    ways = (ROUND_FLOOR, ROUND_CEILING, ROUND_CEILING, ROUND_FLOOR)
-    for k, states in enumerate(found.status):
-        for r, (name, state) in enumerate(zip(names, states, strict=True)):
-            numbers = (outward(side[k][r], way) for side, way in zip(sides, ways, strict=True))
-            yield (str(k),) * many + (name, *numbers, state)
-
-
-def _more(found: Ends, gap: float, ending: Ending, seconds: float) -> dict[str, Any]:
-    from verifier.report.result import number
-
-    sides = {"lower": found.lower, "upper": found.upper, "least": found.least, "greatest": found.greatest}
-    return {
-        **{name: [[number(v) for v in row] for row in side.tolist()] for name, side in sides.items()},
-        "status": [list(states) for states in found.status],
-        "gap": gap,
-        "ending": ending,
-        "seconds": round(seconds, 3),
-    }
 
 
 def _write(arguments: argparse.Namespace, network: Network, found: Ends, turns: Turns) -> None:

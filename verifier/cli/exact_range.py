@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verifier import limits
-from verifier.cli import INTERRUPTED, options
+from verifier.cli import INTERRUPTED, four_ends, options
 from verifier.cli.search import Ending, follow, in_time
-from verifier.cli.text import aligned, outward
+from verifier.cli.text import aligned
 from verifier.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from verifier.network import Network
 
 GAP = 1e-6
+
+WAYS = (ROUND_FLOOR, ROUND_CEILING, ROUND_HALF_EVEN, ROUND_HALF_EVEN)
+"""Proven ends are rounded outward, values found to nearest."""
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -65,9 +67,9 @@ def answer(
         print(f"verifier: {_summary(found, gap, ending, seconds)}", file=sys.stderr)
         if search.failed:
             print(f"verifier: the solver's own search failed: {search.failed}", file=sys.stderr)
-    text = "\n".join(aligned(_table(found, names)))
+    text = "\n".join(aligned(four_ends.table(found, names, WAYS)))
     if arguments.json is not None:
-        record = record | _more(found, gap, ending, seconds) | options.enclosed(arguments)
+        record = record | four_ends.record(found, gap, ending, seconds) | options.enclosed(arguments)
         data = json.dumps(record, indent=1, allow_nan=False)
         if str(arguments.json) == "-":
             text = data
@@ -88,9 +90,7 @@ def _describe(progress: RangeProgress, names: list[str]) -> str:
 
 def _summary(found: ExactRange, gap: float, ending: Ending, seconds: float) -> str:
     states = [state for region in found.status for state in region]
-    what = f"the range of {len(found.status[0])} values over " + (
-        "1 region" if len(found.status) == 1 else f"{len(found.status)} regions"
-    )
+    what = f"the range of {four_ends.counted(found)}"
     left = sum(state != "exact" for state in states)
     if not left:
         return f"{what}, exact to within {gap:g}, in {seconds:.1f} s; proven in real arithmetic"
@@ -100,30 +100,6 @@ def _summary(found: ExactRange, gap: float, ending: Ending, seconds: float) -> s
         "bounds are those proven so far, in real arithmetic"
     )
 
-
-def _table(found: ExactRange, names: list[str]) -> Iterator[tuple[str, ...]]:
-    """A line for each value: proven ends rounded outward, values found rounded to nearest."""
-    many = len(found.status) > 1
-    yield ("region",) * many + ("output", "lower", "upper", "least", "greatest", "status")
-    sides = [side.tolist() for side in (found.lower, found.upper, found.least, found.greatest)]
-    ways = (ROUND_FLOOR, ROUND_CEILING, ROUND_HALF_EVEN, ROUND_HALF_EVEN)
-    for k, states in enumerate(found.status):
-        for r, (name, state) in enumerate(zip(names, states, strict=True)):
-            numbers = (outward(side[k][r], way) for side, way in zip(sides, ways, strict=True))
-            yield (str(k),) * many + (name, *numbers, state)
-
-
-def _more(found: ExactRange, gap: float, ending: Ending, seconds: float) -> dict[str, Any]:
-    from verifier.report.result import number
-
-    sides = {"lower": found.lower, "upper": found.upper, "least": found.least, "greatest": found.greatest}
-    return {
-        **{name: [[number(v) for v in row] for row in side.tolist()] for name, side in sides.items()},
-        "status": [list(states) for states in found.status],
-        "gap": gap,
-        "ending": ending,
-        "seconds": round(seconds, 3),
-    }
 
 
 def _save(path: Path, found: ExactRange) -> None:

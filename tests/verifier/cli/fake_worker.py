@@ -16,8 +16,14 @@ VERDICTS: dict[str, dict[str, Any]] = {
     "unknown": {"reason": "nothing left to split", "lower_bound": "-0.5", "open_share": 0.25},
 }
 FAILURES = {"input": 2, "unsupported": 3, "internal": 4}
-PROGRESS = {"type": "progress", "stage": "splitting", "lower_bound": -0.25, "open_subproblems": 7, "open_share": 0.5,
-            "seconds": 0.1}
+PROGRESS = {
+    "type": "progress",
+    "stage": "splitting",
+    "lower_bound": -0.25,
+    "open_subproblems": 7,
+    "open_share": 0.5,
+    "seconds": 0.1,
+}
 
 
 def main() -> None:
@@ -33,8 +39,16 @@ def main() -> None:
             witness = "((X_0 0.5)\n(Y_0 -1.25))" if kind == "sat" else ""
             protocol.send(channel, {"type": "verdict", "record": made, "witness": witness})
         elif kind in FAILURES:
-            protocol.send(channel, {"type": "failure", "kind": kind, "exit_code": FAILURES[kind],
-                                    "message": f"{kind} trouble", "traceback": "TRACE"})
+            protocol.send(
+                channel,
+                {
+                    "type": "failure",
+                    "kind": kind,
+                    "exit_code": FAILURES[kind],
+                    "message": f"{kind} trouble",
+                    "traceback": "TRACE",
+                },
+            )
         else:
             protocol.send(channel, PROGRESS)
             misbehave(kind, channel)

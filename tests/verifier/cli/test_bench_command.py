@@ -53,7 +53,11 @@ def test_every_instance_gets_its_row(
     assert run(fake_worker, folder, "--out", out, *options) == 0
     rows = {row["vnnlib"].partition("/")[2].removesuffix(".vnnlib"): row for row in rows_of(out)}
     assert {kind: row["result"] for kind, row in rows.items()} == {
-        "sat": "sat", "unsat": "unsat", "unknown": "unknown", "crash": "unknown", "unsupported": "unknown",
+        "sat": "sat",
+        "unsat": "unsat",
+        "unknown": "unknown",
+        "crash": "unknown",
+        "unsupported": "unknown",
         "input": "error",
     }
     assert {row["benchmark"] for row in rows.values()} == {"mine"}

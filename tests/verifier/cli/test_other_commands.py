@@ -27,8 +27,9 @@ def test_version_and_name(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full")
 def test_a_full_output_is_told_in_one_line() -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "verifier", "--version"], stdout=full, stderr=subprocess.PIPE,
-                              text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-m", "verifier", "--version"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
     assert (done.returncode, done.stderr) == (2, "verifier: error: No space left on device\n")
 
 
@@ -92,7 +93,13 @@ def test_info_of_what_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_info_lines() -> None:
     summary = {"opset": 13, "inputs": [{"name": "x", "shape": [1, None]}], "operators": {"Relu": 2}, "unsupported": []}
     assert info.lines(summary) == [
-        "opset: 13", "inputs:", "  name x, shape [1, None]", "operators:", "  Relu: 2", "unsupported: none"]
+        "opset: 13",
+        "inputs:",
+        "  name x, shape [1, None]",
+        "operators:",
+        "  Relu: 2",
+        "unsupported: none",
+    ]
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)

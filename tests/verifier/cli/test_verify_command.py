@@ -277,8 +277,7 @@ def test_a_busy_worker_dies_with_its_parent(by: str, tmp_path: Path) -> None:
     """The parent is killed outright while the worker is inside a query."""
     told = "sys.argv[1:]" if by == "request of the system" else "[]"
     busy = (
-        "import sys, time; from verifier.worker import serve; "
-        f"serve({told}, lambda: None, lambda *_: time.sleep(600))"
+        f"import sys, time; from verifier.worker import serve; serve({told}, lambda: None, lambda *_: time.sleep(600))"
     )
     code = (
         "import os, sys\nfrom verifier.cli.session import Session\n"

@@ -13,9 +13,7 @@ import pytest
 import torch
 
 from bounds import Box
-from bounds.graph import Builder
-from bounds.ops.gemm import Gemm
-from bounds.ops.relu import Relu
+from bounds.graph import Graph
 from milp.optimum import minimum
 from verifier import pipeline
 from verifier.pipeline import verify
@@ -66,17 +64,13 @@ def test_the_verdict_is_the_enumerated_one(name: str, expected: str, plan: Ahead
 
 
 @pytest.fixture
-def mixed(planted: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Query, Path]:
+def mixed(
+    planted: ModuleType, three_layers: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Query, Path]:
     """A query of two clauses, one of which a linear program refutes, and the other one splits; its record."""
     monkeypatch.setattr(Run, "replay", lambda *_: None)  # there is no network file
     monkeypatch.setattr(pipeline, "Replayer", lambda *_: None)
-    rng, build = np.random.default_rng(1), Builder()
-    x = build.input((2,))
-    for k, (before, after) in enumerate(((2, 8), (8, 8), (8, 8), (8, 1))):
-        weight, bias = (torch.from_numpy(rng.normal(size=s)) for s in ((before, after), (after,)))
-        x = build.add(Gemm(), x, build.constant(weight), build.constant(bias / 2))
-        x = build.add(Relu(), x) if k < 3 else x
-    graph = build.finish([x])
+    graph = three_layers
     low, high = np.array([-1, -0.5], dtype=np.float32), np.array([1, 1.5], dtype=np.float32)
     box = Box(*(torch.from_numpy(end)[None] for end in (low, high)))
     least = minimum(graph, box, torch.ones(1, dtype=torch.float64)).value

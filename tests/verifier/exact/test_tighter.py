@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from bounds import Box
-from bounds.graph import Builder
-from bounds.ops.gemm import Gemm
-from bounds.ops.relu import Relu
+from bounds.graph import Graph
 from milp.optimum import minimum
 from verifier import pipeline
 from verifier.pipeline import verify
@@ -62,15 +60,9 @@ Proof = tuple[Query, list[Frame]]
 
 
 @pytest.fixture(scope="module")
-def lasting(planted: ModuleType) -> Query:
+def lasting(planted: ModuleType, three_layers: Graph) -> Query:
     """A query of two clauses that hold by little, and no network file: nothing can be replayed."""
-    rng, build = np.random.default_rng(1), Builder()
-    x = build.input((2,))
-    for k, (before, after) in enumerate(((2, 8), (8, 8), (8, 8), (8, 1))):
-        weight, bias = (torch.from_numpy(rng.normal(size=s)) for s in ((before, after), (after,)))
-        x = build.add(Gemm(), x, build.constant(weight), build.constant(bias / 2))
-        x = build.add(Relu(), x) if k < 3 else x
-    graph = build.finish([x])
+    graph = three_layers
     low, high = np.array([-1, -0.5], dtype=np.float32), np.array([1, 1.5], dtype=np.float32)
     box, one = Box(*(torch.from_numpy(end)[None] for end in (low, high))), torch.ones(1, dtype=torch.float64)
     least, most = (minimum(graph, box, sign * one).value for sign in (1.0, -1.0))

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from bounds.backward import State
-from bounds.graph import Builder
-from bounds.ops.gemm import Gemm
-from bounds.ops.relu import Relu
+from bounds.graph import Graph
 from bounds.ops.sshape import Sigmoid
 from bounds.plan import Plan, prepare
 from bounds.rounding import Rounding
@@ -36,15 +34,9 @@ def _no_gradients() -> object:
 
 
 @pytest.fixture(scope="module")
-def case(planted: ModuleType) -> Case:
+def case(planted: ModuleType, three_layers: Graph) -> Case:
     """A problem, its plan of proof, the state before and after, and the entries."""
-    rng, build = np.random.default_rng(1), Builder()
-    x = build.input((2,))
-    for k, (before, after) in enumerate(((2, 8), (8, 8), (8, 8), (8, 1))):
-        weight, bias = (torch.from_numpy(rng.normal(size=s)) for s in ((before, after), (after,)))
-        x = build.add(Gemm(), x, build.constant(weight), build.constant(bias / 2))
-        x = build.add(Relu(), x) if k < 3 else x
-    graph = build.finish([x])
+    graph = three_layers
     box = np.array([-1, -0.5], dtype=np.float32), np.array([1, 1.5], dtype=np.float32)
     query = planted.query(graph, [box], [(0, [(0, 1, 9.0)])])
     plans, problem = (prepare(graph, torch.float32), prepare(graph, D, rounding=Rounding.of(D))), Problem.of(query)

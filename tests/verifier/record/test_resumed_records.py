@@ -74,9 +74,7 @@ def strategy_of(query: verifier.Query, split_inputs: bool) -> Strategy:
     plain = choose(features(query), 0)
     ascent = AscentPlan(batch=4, steps=2, root_steps=2, intermediate_steps=1)
     boxes = SplitPlan(batch=4, fill=1)
-    return replace(
-        plain, split_inputs=split_inputs, attack_after=math.inf, activation_split=ascent, input_split=boxes
-    )
+    return replace(plain, split_inputs=split_inputs, attack_after=math.inf, activation_split=ascent, input_split=boxes)
 
 
 CASES = {
@@ -133,9 +131,7 @@ def test_a_run_of_one_go_is_proved_again(ask: Ask, files: dict[str, Path]) -> No
 
 
 @pytest.mark.parametrize("steps", [2, 4])
-def test_a_stopped_run_and_what_goes_on_from_it_are_proved_again(
-    ask: Ask, files: dict[str, Path], steps: int
-) -> None:
+def test_a_stopped_run_and_what_goes_on_from_it_are_proved_again(ask: Ask, files: dict[str, Path], steps: int) -> None:
     stopped(ask, files, steps)
     left = files["record"].read_bytes()
     assert not recheck(ask[0], files["record"]).proved, "it has no end"
