@@ -30,11 +30,14 @@ from verifier.strategy import MOST_FREE_INPUTS
 LEAST_BATCH, MOST_BATCH = 16, 512
 """Boxes bounded in a step: a quarter of those that are open, between these."""
 
-FEW, DEPTH_SHARE = 8, 0.25
-"""A box is closed by phases where at most so many elements are unstable, and this many more for each split above it."""
+FEW, LEAST_FEW, MOST_FEW, DEPTH_SHARE = 24.0, 8.0, 64.0, 0.25
+"""A box may be closed by phases where at most so many elements are unstable, and this many more for each split above
+it. The number grows by a quarter with each box that is closed so, and falls by as much where one is not, between these.
+"""
 
-EXACT_SHARE, TRY_WORK, PROGRAM_WORK = 0.25, 100, 8
-"""Phases may take this share of the work; a try counts like so many boxes, each linear program like some more ..."""
+EXACT_WORK, EXACT_SHARE, TRY_WORK, PROGRAM_WORK = 1500, 0.25, 100, 8
+"""Phases may take so much work, and this share of that on boxes; a try counts like so many boxes, each linear program
+like some more ..."""
 
 TRY_PROGRAMS, WAIT = 100, 4
 """... and ends after so many; where it did not close its box, the parts are tried again so many splits below."""
@@ -49,7 +52,8 @@ WIDE_PROGRAMS = 8
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
     """Where a refinement stands: its sides, the searches over phases of the whole region (None: it is split), and
-    what was done: ``boxes`` bounded, ``points`` evaluated, linear ``programs`` solved, ``exact`` work on phases."""
+    what was done: ``boxes`` bounded, ``points`` evaluated, linear ``programs`` solved, ``exact`` work on phases.
+    ``few``: the unstable elements up to which a box goes to phases."""
 
     sides: tuple[Side, ...]
     searches: tuple[SearchState | None, ...]
@@ -57,6 +61,7 @@ class State:
     points: int = 0
     programs: int = 0
     exact: int = 0
+    few: float = FEW
 
     def with_side(self, number: int, side: Side) -> State:
         """With one side replaced."""
@@ -97,12 +102,21 @@ class Refiner:
             points.append(found.points)
         searches = tuple(None if whole is None else whole.search.start() for whole in self.wholes)
         state = State(tuple(sides), searches, boxes=len(sides))
-        return self._closed(self._tried(state, self.function.domain.inside(torch.cat(points))))
+        state = self._closed(self._tried(state, self.function.domain.inside(torch.cat(points))))
+        for number, side in enumerate(state.sides):
+            if side.open.count:  # against an attained value it shows whether rounding is what keeps it open
+                found = self.function.bound(Asked(low, high, side.sign, side.value, side.open.inherited, self.until))
+                state = state.with_side(number, replace(side, open=Boxes.of(found, none, none)))
+        return self._closed(replace(state, boxes=2 * len(sides)))
 
     def start(self) -> State:
-        """The region begun with; where that leaves a gap, samples of it and descents from the best of them. Raises
-        ``InputError`` where f is not finite at one."""
+        """The region begun with, and left to phases where few elements are unstable; where there is a gap still,
+        samples of it and descents from the best of them. Raises ``InputError`` where f is not finite at one."""
         state, (low, high) = self.begun(), self.function.domain.ends()
+        for number, whole in enumerate(self.wholes):
+            if self.exact and whole is None:
+                state = self._phases(state, number)
+        state = self._closed(state)
         if self.finished(state):
             return state
         points = samples(self.function.domain, self.seed)
@@ -207,14 +221,14 @@ class Refiner:
 
     def _phases(self, state: State, number: int) -> State:
         """Close boxes by phases, those with the least bounds first, while that has not had its share of the work."""
-        while state.exact <= EXACT_SHARE * state.boxes:
+        while state.exact <= EXACT_WORK + EXACT_SHARE * state.boxes:
             side = state.sides[number]
             boxes = side.open
-            few = (boxes.unstable <= FEW + DEPTH_SHARE * boxes.depth) & (boxes.wait <= boxes.depth)
-            few &= boxes.bound < side.value - self.gap
-            if not bool(few.any()):
+            near = (boxes.unstable <= state.few + DEPTH_SHARE * boxes.depth) & (boxes.wait <= boxes.depth)
+            fit = near & (boxes.bound < side.value - self.gap)
+            if not bool(fit.any()):
                 break
-            best = torch.where(few, boxes.bound, math.inf).argmin()
+            best = torch.where(fit, boxes.bound, math.inf).argmin()
             ends = boxes.lower[best].unsqueeze(0), boxes.upper[best].unsqueeze(0)
             wait = boxes.wait.index_put((best,), boxes.depth[best] + WAIT)
             side = replace(side, open=replace(boxes, wait=wait))
@@ -225,8 +239,9 @@ class Refiner:
             last = program.run(program.search.start(), side.value, TRY_PROGRAMS)
             bound = boxes.bound.index_put((best,), boxes.bound[best].clamp(min=last.bound))
             state = state.with_side(number, replace(side, open=replace(side.open, bound=bound)))
-            work = PROGRAM_WORK * last.nodes
-            state = replace(state, programs=state.programs + last.nodes, exact=state.exact + work)
+            work, closed = PROGRAM_WORK * last.nodes, program.search.finished(last)
+            few = min(state.few * 1.25, MOST_FEW) if closed else max(state.few / 1.25, LEAST_FEW)
+            state = replace(state, programs=state.programs + last.nodes, exact=state.exact + work, few=few)
             if last.x is not None:
                 state = self._tried(state, program.point(last.x).unsqueeze(0))
             state = state.with_side(number, state.sides[number].closing(self.gap))
