@@ -281,7 +281,8 @@ def _options(mixed: bool) -> dict[str, bool | int | float | str]:
         "small_matrix_value": 1e-12,  # as small as it goes: what is smaller is dropped
     }
     if mixed:
-        return common | {"mip_rel_gap": 0.0, "mip_abs_gap": 1e-7}
+        # By default rows may be missed by 1e-6, and several rows together move the optimum by more.
+        return common | {"mip_rel_gap": 0.0, "mip_abs_gap": 1e-7, "mip_feasibility_tolerance": 1e-7}
     return common | {"solver": "simplex"}
 
 
