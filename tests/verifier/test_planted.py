@@ -29,6 +29,7 @@ ENGINES = (
     "programs",
     "programs_with_cuts",
     "programs_recorded",
+    "programs_ahead",
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -24,7 +24,7 @@ from verifier.attacks.nearest import nearest
 from verifier.attacks.plan import AttackPlan, BesidePlan
 from verifier.attacks.starts import Starts
 from verifier.query import Cases, Query, Specification
-from verifier.strategy import choose, features
+from verifier.strategy import AheadPlan, choose, features
 
 DIGITS = Path(__file__).resolve().parents[3] / "benchmarks" / "digits"
 
@@ -113,11 +113,12 @@ def test_no_share_keeps_nothing() -> None:
 
 @pytest.mark.parametrize("split_inputs", [False, True])
 def test_what_is_found_beside_decides(monkeypatch: pytest.MonkeyPatch, split_inputs: bool) -> None:
-    """Without the first attack and without the points of the search itself, only the attack beside can find one."""
+    """Without the first attack, programs and the points of the search itself, only the attack beside can find one."""
     query = verifier.read(DIGITS / "digits.onnx", DIGITS / "fragile.vnnlib")
     strategy = choose(features(query))
     beside = BesidePlan(share=1e9, least=0.0)
-    strategy = replace(strategy, split_inputs=split_inputs, attack_after=1e9, beside=beside)
+    splits = replace(strategy.activation_split, ahead=AheadPlan())  # no programs, whose points would do
+    strategy = replace(strategy, split_inputs=split_inputs, attack_after=1e9, beside=beside, activation_split=splits)
     heard: list[Starts] = []
 
     def watched(query: Query, starts: Starts, *rest: Any, **named: Any) -> Iterator[torch.Tensor]:
