@@ -105,7 +105,10 @@ class Refiner:
         state = self._closed(self._tried(state, self.function.domain.inside(torch.cat(points))))
         for number, side in enumerate(state.sides):
             if side.open.count:  # against an attained value it shows whether rounding is what keeps it open
-                found = self.function.bound(Asked(low, high, side.sign, side.value, side.open.inherited, self.until))
+                box = side.open  # what it inherits holds where it was collapsed to, not on the whole region
+                found = self.function.bound(
+                    Asked(box.lower, box.upper, side.sign, side.value, box.inherited, self.until)
+                )
                 state = state.with_side(number, replace(side, open=Boxes.of(found, none, none)))
         return self._closed(replace(state, boxes=2 * len(sides)))
 
