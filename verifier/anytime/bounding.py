@@ -3,6 +3,7 @@
 On every box ``f >= max(CROWN, interval, f(c) - sum max |J_i| r_i)``, with bounds J of the Clarke Jacobian on the same
 box (Weng et al., Fast-Lip, ICML 2018; Lebourg's mean value theorem). Where the entries of J for an input have one sign,
 f is monotone in it and its minimum over a box lies on one face: the box is collapsed onto that face and bounded again.
+Where CROWN's line lies above what is attained already no point is of interest: such ends of a box are clipped off.
 
 Boxes inherit the bounds of neurons from the box that they were cut from. They are bounded in float32 with error terms,
 and once more in float64 where these terms are a part of what is missing that matters.
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bounds import Box, LpBall, Prepared, prepare
-from bounds.backward import State, backward
+from bounds.backward import LinearBounds, State, backward
 from bounds.concretize import concretize, minimiser
 from bounds.graph import Graph
 from bounds.jacobian import JacobianBounds, derivative_ranges, walk
@@ -30,6 +31,7 @@ from bounds.plan import prepare as plan_of
 from bounds.propagate import crown, loose, propagate
 from bounds.rounding import Rounding, cast_outward, plain_products
 from verifier.anytime.domain import Domain
+from verifier.branch.clip import clip
 from verifier.strategy import FORWARD_ACTIVATIONS, FORWARD_ALONE
 
 INHERITED_ELEMENTS = 4096
@@ -43,7 +45,8 @@ Ends = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """Of N boxes: ends ``[N, n]`` (collapsed where f is monotone), ``bound`` ``[N]`` of ``sign * f``, the ``axis``
+    """Of N boxes: ends ``[N, n]`` (collapsed where f is monotone; beyond what is clipped ``sign * f`` is at least the
+    value that is attained), ``bound`` ``[N]`` of ``sign * f`` on what is left, the ``axis``
     ``[N]`` on which the bound depends most, ``points`` ``[N, n]`` where it may be attained, ``unstable`` ``[N]``:
     elements that are not linear there, ``inherited``: bounds of neurons in float32, ``lost`` ``[N]``: by rounding."""
 
@@ -88,7 +91,7 @@ class Asked:
 @dataclass(frozen=True, slots=True, eq=False)
 class Function:
     """A graph with one input and a scalar output, made ready. ``plans``: coarse and fine, with error terms; ``smooth``:
-    it has a Jacobian (no jumps); ``free`` ``[k]``: inputs that vary in ``domain``."""
+    it has a Jacobian (no jumps); ``free`` ``[k]``: inputs that vary in ``domain`` (``Domain.free``)."""
 
     graph: Graph
     prepared: Prepared
@@ -108,9 +111,8 @@ class Function:
         fine = plan_of(graph, torch.float64, "cpu", Rounding.of(torch.float64))
         # A ball of other numbers is another ball: those are bounded in float64 alone.
         coarse = plan_of(graph, torch.float32, "cpu", Rounding.of(torch.float32)) if domain.is_box else fine
-        low, high = domain.ends()
-        free = (low < high)[0].nonzero().flatten()
-        return Function(graph.to(torch.float64), prepare(graph), (coarse, fine), domain, _smooth(fine, domain), free)
+        plain, smooth = graph.to(torch.float64), _smooth(fine, domain)
+        return Function(plain, prepare(graph), (coarse, fine), domain, smooth, domain.free)
 
     @property
     def activations(self) -> int:
@@ -158,18 +160,19 @@ class Function:
         if derivatives is None:
             return found
         low, high = derivatives
-        radius, steepest = (asked.upper - asked.lower) / 2, torch.maximum(low.abs(), high.abs())
+        radius, steepest = (found.upper - found.lower) / 2, torch.maximum(low.abs(), high.abs())
         rising, falling = (low >= 0) & (radius > 0), (high <= 0) & (radius > 0)
         turning = radius * ~(rising | falling) if self.domain.is_box else radius  # of a ball no face holds the minimum
         reach = torch.where(turning > 0, steepest * turning, 0.0)  # a slope may be infinite
         axis = torch.where(reach.amax(1, keepdim=True) > 0, reach, turning).argmax(1)
-        found = replace(found, bound=torch.maximum(found.bound, self._mean_value(asked, low, high)), axis=axis)
+        left = replace(asked, lower=found.lower, upper=found.upper)
+        found = replace(found, bound=torch.maximum(found.bound, self._mean_value(left, low, high)), axis=axis)
         some = (turning < radius).any(1).nonzero().flatten()
         if not some.shape[0]:
             return found
         known = {i: (state.bounds[i][0][some], state.bounds[i][1][some]) for i in plan.watched}
-        upper = torch.where(rising, asked.lower, asked.upper)
-        lower = torch.where(falling & ~rising, asked.upper, asked.lower)
+        upper = torch.where(rising, found.lower, found.upper)
+        lower = torch.where(falling & ~rising, found.upper, found.lower)
         face = replace(asked, lower=lower[some], upper=upper[some], inherited=known)
         return found.with_boxes(some, replace(self._lines(plan, self._state(plan, face), face), axis=axis[some]))
 
@@ -198,6 +201,7 @@ class Function:
         rows = torch.full((1, *plan.graph.nodes[plan.output].shape), asked.sign, dtype=plan.dtype)
         lines = backward(plan, state, plan.output, rows, Owner.shared(1))
         bound = concretize(plan, lines, state.box, state.ball).double()
+        lower, upper = self._clipped(lines, bound, asked)
         raw = concretize(replace(plan, rounding=None), lines, state.box, state.ball).double()
         low, high = (end.flatten().double() for end in state.bounds[plan.output])
         bound = torch.maximum(bound, low if asked.sign > 0 else -high)
@@ -205,15 +209,23 @@ class Function:
         unstable = torch.zeros_like(bound, dtype=torch.int64)
         for i in plan.watched:
             unstable += flat(loose(plan, state.bounds, i, state.bounds[i])).sum(1)
-        width = asked.upper - asked.lower
+        width = upper - lower
         reach = flat(lines.rows).abs().double() * width
         tiny = torch.finfo(width.dtype).tiny
         score = sum(part / part.amax(1, keepdim=True).clamp(min=tiny) for part in (width, reach))
         assert isinstance(score, Tensor)
         known = {i: cast_outward(*state.bounds[i], torch.float32) for i in self.inheritable}
-        points = flat(minimiser(lines, state.box, state.ball)).double().clamp(asked.lower, asked.upper)
+        points = flat(minimiser(lines, state.box, state.ball)).double().clamp(lower, upper)
         lost = (raw - bound).clamp(min=0)
-        return Found(asked.lower, asked.upper, bound, score.argmax(1), points, unstable, known, lost)
+        return Found(lower, upper, bound, score.argmax(1), points, unstable, known, lost)
+
+    def _clipped(self, lines: LinearBounds, bound: Tensor, asked: Asked) -> Ends:
+        """What is left of boxes without points that their lines, least at ``bound``, say are no better than what is
+        attained."""
+        if not self.domain.is_box:  # the least value is that on a part of the box
+            return asked.lower, asked.upper
+        slack = Rounding.of(torch.float64).down(bound - asked.value)
+        return clip(flat(lines.rows).double().unsqueeze(1), slack.unsqueeze(1), asked.lower, asked.upper)
 
     def _jacobian(self, plan: Plan, state: State, sign: float) -> Ends | None:
         """Ends ``[N, n]`` of the derivatives of ``sign * f``; None where rounding takes bounds to where they have

@@ -11,6 +11,9 @@ from torch import Tensor
 from bounds import Box, LpBall
 from bounds.rounding import difference_above
 
+ROUNDED = 2**-21
+"""Inputs that vary by less than this share of their values (two units of float32) hardly vary."""
+
 _SHRINK = 1 - 2**-20
 """A point that rounding leaves outside of a ball is moved towards its centre by this factor."""
 
@@ -54,6 +57,13 @@ class Domain:
         """Of an input."""
         centre = self.region.lower if isinstance(self.region, Box) else self.region.centre
         return tuple(centre.shape[1:])
+
+    @property
+    def free(self) -> Tensor:
+        """``[k]``: the inputs that vary, by more than what fixed inputs are widened by where the network's numbers
+        do not hold their decimals."""
+        low, high = (end[0] for end in self.ends())
+        return (high - low > ROUNDED * torch.maximum(low.abs(), high.abs())).nonzero().flatten()
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The least box around all of it, ``[1, n]`` each."""

@@ -35,15 +35,16 @@ FEW, LEAST_FEW, MOST_FEW, DEPTH_SHARE = 24.0, 8.0, 64.0, 0.25
 it. The number grows by a quarter with each box that is closed so, and falls by as much where one is not, between these.
 """
 
-EXACT_WORK, EXACT_SHARE, TRY_WORK, PROGRAM_WORK = 1500, 0.25, 100, 8
+EXACT_WORK, EXACT_SHARE, TRY_WORK, PROGRAM_WORK = 4000, 0.25, 250, 25
 """Phases may take so much work, and this share of that on boxes; a try counts like so many boxes, each linear program
 like some more ..."""
 
 TRY_PROGRAMS, WAIT = 100, 4
 """... and ends after so many; where it did not close its box, the parts are tried again so many splits below."""
 
-DESCENTS = 4
-"""Points in a step that are the start of a descent."""
+DESCENTS, STEPS, POINT_SHARE = 4, 4, 4
+"""Points in a step that are the start of a descent, of so many steps; of so many boxes, those with the least bounds,
+one has a point tried."""
 
 WIDE_PROGRAMS = 8
 """Linear programs in a step where a region is left to phases as a whole."""
@@ -102,32 +103,36 @@ class Refiner:
             points.append(found.points)
         searches = tuple(None if whole is None else whole.search.start() for whole in self.wholes)
         state = State(tuple(sides), searches, boxes=len(sides))
-        state = self._closed(self._tried(state, self.function.domain.inside(torch.cat(points))))
-        for number, side in enumerate(state.sides):
-            if side.open.count:  # against an attained value it shows whether rounding is what keeps it open
-                box = side.open  # what it inherits holds where it was collapsed to, not on the whole region
-                found = self.function.bound(
-                    Asked(box.lower, box.upper, side.sign, side.value, box.inherited, self.until)
-                )
-                state = state.with_side(number, replace(side, open=Boxes.of(found, none, none)))
-        return self._closed(replace(state, boxes=2 * len(sides)))
+        return self._closed(self._tried(state, self.function.domain.inside(torch.cat(points))))
 
-    def start(self) -> State:
-        """The region begun with, and left to phases where few elements are unstable; where there is a gap still,
-        samples of it and descents from the best of them. Raises ``InputError`` where f is not finite at one."""
-        state, (low, high) = self.begun(), self.function.domain.ends()
+    def beginnings(self) -> Iterator[State]:
+        """The first states, up to where boxes are split: the region bounded; bounded once more against what is
+        attained, which clips it and shows whether rounding is what keeps it open; left to phases where few elements are
+        unstable; samples of it, and descents from the best of them. Raises ``InputError`` where f is not finite at
+        one."""
+        state = self.begun()
+        yield state
+        for number, side in enumerate(state.sides):
+            if side.open.count:  # what it inherits holds where it was collapsed to, not on the whole region
+                box = side.open
+                asked = Asked(box.lower, box.upper, side.sign, side.value, box.inherited, self.until)
+                again = Boxes.of(self.function.bound(asked), box.wait, box.depth)
+                state = replace(state.with_side(number, replace(side, open=again)), boxes=state.boxes + 1)
+        yield (state := self._closed(state))
         for number, whole in enumerate(self.wholes):
             if self.exact and whole is None:
                 state = self._phases(state, number)
-        state = self._closed(state)
-        if self.finished(state):
-            return state
-        points = samples(self.function.domain, self.seed)
+        yield (state := self._closed(state))
+        if not self.finished(state):
+            yield self._sampled(state)
+
+    def _sampled(self, state: State) -> State:
+        """With points of the whole region tried."""
+        points, (low, high) = samples(self.function.domain, self.seed), self.function.domain.ends()
         check_finite(self.function, points)
-        values = torch.nan_to_num(self.function.values(points), nan=math.inf)
         tried = [points]
         for sign in self.signs:
-            best = points[(sign * values).argsort()[:DESCENTS]]
+            best = points[self._signed(points, sign).argsort()[:DESCENTS]]
             tried.append(descended(self.function, best, high - low, sign))
         return self._closed(self._tried(state, torch.cat(tried)))
 
@@ -173,12 +178,19 @@ class Refiner:
         )
 
     def run(self, state: State | None = None) -> Iterator[State]:
-        """States from one on (default: the start) until nothing is left, or the time or the memory is used up."""
-        state = self.start() if state is None else state
-        yield state
-        while not (self.finished(state) or self.exhausted(state) or limits.now() >= self.until):
+        """States from one on (default: the beginnings) until nothing is left, or the time or the memory is used up."""
+        for first in self.beginnings() if state is None else (state,):
+            state = first
+            yield state
+            if self._ended(state):
+                return
+        assert state is not None
+        while not self._ended(state):
             state = self.step(state)
             yield state
+
+    def _ended(self, state: State) -> bool:
+        return self.finished(state) or self.exhausted(state) or limits.now() >= self.until
 
     def _closed(self, state: State) -> State:
         sides = tuple(side.closing(self.gap) for side in state.sides)
@@ -186,13 +198,17 @@ class Refiner:
             sides = tuple(replace(side, open=side.open.bare()) for side in sides)
         return replace(state, sides=sides)
 
-    def _tried(self, state: State, points: Tensor) -> State:
-        """With points of the region, where one is the best of a side: as proven of its value."""
+    def _signed(self, points: Tensor, sign: float) -> Tensor:
+        """``sign * f`` at points, inf where it is no number."""
         with torch.no_grad():
             values = self.function.values(points)
+        return torch.where(values.isfinite(), sign * values, math.inf)
+
+    def _tried(self, state: State, points: Tensor) -> State:
+        """With points of the region, where one is the best of a side: as proven of its value."""
         state = replace(state, points=state.points + points.shape[0])
         for number, side in enumerate(state.sides):
-            signed = torch.where(values.isfinite(), side.sign * values, math.inf)
+            signed = self._signed(points, side.sign)
             best = int(signed.argmin())
             if float(signed[best]) < side.value:
                 low, high = self.function.enclosed(points[best : best + 1])
@@ -217,10 +233,11 @@ class Refiner:
         found = replace(found, bound=torch.maximum(found.bound, halves.bound))
         side = replace(side, open=Boxes.cat([side.open, Boxes.of(found, halves.wait, halves.depth)]))
         state = replace(state.with_side(number, side), boxes=state.boxes + halves.count)
-        best = found.bound.argsort()[:DESCENTS]
-        width = halves.upper[best] - halves.lower[best]
-        points = self.function.domain.inside(found.points)
-        return self._tried(state, torch.cat([points, descended(self.function, points[best], width, side.sign, 4)]))
+        few = found.bound.argsort()[: max(DESCENTS, halves.count // POINT_SHARE)]
+        points, width = self.function.domain.inside(found.points[few]), (halves.upper - halves.lower)[few]
+        best = self._signed(points, side.sign).argsort()[:DESCENTS]
+        moved = descended(self.function, points[best], width[best], side.sign, STEPS)
+        return self._tried(state, torch.cat([points, moved]))
 
     def _phases(self, state: State, number: int) -> State:
         """Close boxes by phases, those with the least bounds first, while that has not had its share of the work."""

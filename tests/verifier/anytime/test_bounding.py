@@ -98,6 +98,31 @@ def test_each_part_of_a_bound_holds(
     assert told > 30
 
 
+@pytest.mark.parametrize("number", [0, 1], ids=["coarse", "fine"])
+def test_what_is_clipped_is_no_better_than_what_is_attained(networks: ModuleType, number: int) -> None:
+    clipped = 0
+    for seed in range(16):
+        function = drawn(networks, seed, (None, None, 1.0, 2.0)[seed % 4])
+        lower, upper = parts(function, 6)
+        for sign in (1.0, -1.0):
+            least = lowest(function, lower, upper, sign)
+            for value in least[least.isfinite()].tolist():
+                asked, plan = Asked(lower, upper, sign, value, {}), function.plans[number]
+                with torch.no_grad():
+                    found = function._lines(plan, function._state(plan, asked), asked)
+                assert bool((found.lower >= lower).all() and (found.upper <= upper).all())
+                clipped += int((found.lower > lower).any(1).sum() + (found.upper < upper).any(1).sum())
+                for ends in ((lower, torch.minimum(found.lower, upper)), (torch.maximum(found.upper, lower), upper)):
+                    for i in range(lower.shape[1]):  # the part beyond one clipped end
+                        part = lower.clone(), upper.clone()
+                        part[0][:, i], part[1][:, i] = ends[0][:, i], ends[1][:, i]
+                        gone = part[0][:, i] < part[1][:, i]
+                        if bool(gone.any()):
+                            best = lowest(function, part[0][gone], part[1][gone], sign)
+                            assert bool((best >= value - 1e-12 * abs(value)).all()), (seed, sign, value)
+    assert clipped > 30
+
+
 def test_float32_bounds_hold_in_float64(exact: ModuleType) -> None:
     """Sums that cancel: float32 alone is off by far more than what the bound leaves."""
     worst = 0.0
