@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ from verifier.anytime import saved
 from verifier.anytime.bounding import Function
 from verifier.anytime.domain import Domain
 from verifier.anytime.enclosure import Enclosure, Status
+from verifier.anytime.fixed import Reduced
 from verifier.anytime.functional import margin, with_expression, with_row
 from verifier.anytime.refiner import Refiner
 from verifier.checkpoint import Saver
@@ -55,7 +57,8 @@ def refine(  # noqa: PLR0913 - the questions that a caller may ask
     Raises ``InputError`` and ``UnsupportedError`` at the first step.
     """
     start = limits.now()
-    function = _function(model, region, functional, label)
+    reduced = Reduced.of(functional_graph(model, functional, label), region)
+    function = _function(reduced)
     signs = {"both": (1.0, -1.0), "min": (1.0,), "max": (-1.0,)}.get(of)
     if signs is None or not gap >= 0 or memory <= 0:
         raise InputError(f"of={of!r}, gap={gap}, memory={memory}: of is both, min or max, gap at least 0, memory more")
@@ -64,17 +67,13 @@ def refine(  # noqa: PLR0913 - the questions that a caller may ask
     until = float("inf") if timeout is None else start + timeout
     writer = None if checkpoint is None else saved.saver(Path(checkpoint), function, seed)
     refiner = Refiner(function, signs, gap, memory=memory, until=until, seed=seed)
-    yield from _followed(refiner, writer, start)
+    for found in _followed(refiner, writer, start):
+        yield replace(found, least_at=reduced.whole(found.least_at), greatest_at=reduced.whole(found.greatest_at))
 
 
-def _function(
-    model: str | Path | bytes | Network | Graph,
-    region: Box | LpBall,
-    functional: Tensor | str | None,
-    label: int | None,
-) -> Function:
+def _function(reduced: Reduced) -> Function:
     try:
-        return Function.of(functional_graph(model, functional, label), Domain.of(region))
+        return Function.of(reduced.graph, Domain.of(reduced.region))
     except ValueError as error:  # what bounds say of a region or a graph that does not fit
         raise InputError(str(error)) from error
 
