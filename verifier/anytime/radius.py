@@ -41,8 +41,8 @@ ATTACK_SHARE = 0.15
 PATIENCE, PATIENCE_SHARE = 2.0, 1 / 15
 """Seconds that a first try may take, or its share of the time where there is a limit; they double ..."""
 
-NARROW = 0.2
-"""... where this share of the bracket is left below a radius that was not decided in time."""
+NARROW = 0.1
+"""... where this share of the bracket is left below a radius that was not decided in time: that is tried again."""
 
 ALPHA_STEPS, LINE_STEPS, JUDGED = 40, 25, 4
 FURTHEST = 2.0**20
@@ -169,10 +169,12 @@ class BracketSearch:
         a radius from which on nothing is tried at first."""
         until = math.inf if deadline is None else deadline
         patience = PATIENCE if deadline is None else PATIENCE_SHARE * max(deadline - limits.now(), 0.0)
-        late = False
+        late: list[float] = []  # not decided in time, the least last; with more time that one comes first
+        again = False
         while not self._closed() and limits.now() < until:
-            top = min(self.upper, undecided)
-            trial = self._between(top)
+            late = [r for r in late if self.lower < r < self.upper]
+            trial = late.pop() if again and late else self._between(min(self.upper, undecided, *late[-1:]))
+            again = False
             if trial is None:
                 self.ended = "open"
                 yield
@@ -184,17 +186,23 @@ class BracketSearch:
                     self.lower, self.ended = math.inf, "none"
                     yield
                     return
-            elif outcome != "reached":
-                undecided, late = trial, late or outcome == "late"
-                rest = undecided - self.lower
-                wide = self.upper - self.lower if math.isfinite(self.upper) else math.inf
-                if late and rest <= max(NARROW * wide if math.isfinite(wide) else 0.0, self.gap * undecided / 2):
-                    undecided, late, patience = math.inf, False, 2 * patience
-                elif rest <= self.gap * undecided / 2:
-                    self.ended = "open"
-                    yield
-                    return
+            elif outcome == "late":
+                late.append(trial)
+            elif outcome == "stuck":
+                undecided = trial
+            rest = min(undecided, *late[-1:], math.inf) - self.lower
+            if late and late[-1] <= undecided and rest <= max(self._narrow(), self.gap * late[-1] / 2):
+                again, patience = True, 2 * patience
+            elif math.isfinite(undecided) and undecided - self.lower <= self.gap * undecided / 2:
+                self.ended = "open"
+                yield
+                return
             yield
+
+    def _narrow(self) -> float:
+        """The width below a late try from which on it is tried again rather than what is nearer."""
+        wide = self.upper - self.lower
+        return NARROW * wide if math.isfinite(wide) else 0.0
 
     def _between(self, top: float) -> float | None:
         """The next radius to try, below ``top``; None where there is none left."""
