@@ -169,13 +169,15 @@ class BracketSearch:
         a radius from which on nothing is tried at first."""
         until = math.inf if deadline is None else deadline
         patience = PATIENCE if deadline is None else PATIENCE_SHARE * max(deadline - limits.now(), 0.0)
-        late: list[float] = []  # not decided in time, the least last; with more time that one comes first
-        again = False
+        late: list[tuple[float, float]] = []  # not decided in so many seconds, the least last
         while not self._closed() and limits.now() < until:
-            late = [r for r in late if self.lower < r < self.upper]
-            trial = late.pop() if again and late else self._between(min(self.upper, undecided, *late[-1:]))
-            again = False
-            if trial is None:
+            late = [(r, seconds) for r, seconds in late if self.lower < r < self.upper]
+            if late and late[-1][0] - self.lower <= max(self._narrow(), self.gap * late[-1][0] / 2):
+                again, spent = late.pop()
+                trial, patience = again, max(patience, 2 * spent)
+            elif (between := self._between(min(self.upper, undecided, *(r for r, _ in late[-1:])))) is not None:
+                trial = between
+            else:
                 self.ended = "open"
                 yield
                 return
@@ -187,16 +189,13 @@ class BracketSearch:
                     yield
                     return
             elif outcome == "late":
-                late.append(trial)
+                late.append((trial, patience))
             elif outcome == "stuck":
                 undecided = trial
-            rest = min(undecided, *late[-1:], math.inf) - self.lower
-            if late and late[-1] <= undecided and rest <= max(self._narrow(), self.gap * late[-1] / 2):
-                again, patience = True, 2 * patience
-            elif math.isfinite(undecided) and undecided - self.lower <= self.gap * undecided / 2:
-                self.ended = "open"
-                yield
-                return
+                if undecided - self.lower <= self.gap * undecided / 2:
+                    self.ended = "open"
+                    yield
+                    return
             yield
 
     def _narrow(self) -> float:
