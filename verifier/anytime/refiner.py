@@ -27,7 +27,7 @@ from verifier.anytime.enclosure import Enclosure, Status
 from verifier.anytime.points import check_finite, descended, samples
 from verifier.strategy import MOST_FREE_INPUTS
 
-LEAST_BATCH, MOST_BATCH = 16, 512
+LEAST_BATCH, MOST_BATCH = 64, 512
 """Boxes bounded in a step: a quarter of those that are open, between these."""
 
 FEW, LEAST_FEW, MOST_FEW, DEPTH_SHARE = 24.0, 8.0, 64.0, 0.25
