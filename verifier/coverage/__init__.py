@@ -8,9 +8,13 @@
     for found in coverage.concolic(requirements, inputs, query=query):
         print(found.met, found.counterexample)
 
-Criteria: ``NeuronCoverage``, ``BoundaryCoverage``, ``SignSignCoverage``, ``TopCoverage``. Generators of inputs:
-``concolic``, and to compare with, ``sampled`` and ``descended``. A covered network is not a verified one: coverage says
-how much of a network's behaviour some tests have shown, never that there is no other.
+Criteria: ``NeuronCoverage``, ``BoundaryCoverage``, ``SignSignCoverage`` (MC/DC for neurons), ``TopCoverage`` (layer
+coverage; ``patterns`` counts). The region is a ``bounds.Box``, for instance that of a property: ``region_of(query,
+subject)``. Inputs are ``[N, *subject.shape]``; ``requirements.domain.moved`` puts a point into the region, in the
+network's element type. Bounds say which requirements are impossible: ``requirements(subject, region,
+bounds.Interval())`` proves fewer than the default, ``Crown()``, and is much quicker on large networks. Generators of
+inputs: ``concolic``, and to compare with, ``sampled`` and ``descended``. A covered network is not a verified one:
+coverage says how much of a network's behaviour some tests have shown, never that there is no other.
 """
 
 from verifier.coverage.baselines import descended, sampled
@@ -18,7 +22,7 @@ from verifier.coverage.criteria import BoundaryCoverage, NeuronCoverage, TopCove
 from verifier.coverage.domain import region_of
 from verifier.coverage.generation import concolic
 from verifier.coverage.requirements import Report, Requirements
-from verifier.coverage.running import subject
+from verifier.coverage.running import Subject, subject
 from verifier.coverage.signs import SignSignCoverage
 from verifier.coverage.suite import Budget, Generated
 
@@ -30,6 +34,7 @@ __all__ = [
     "Report",
     "Requirements",
     "SignSignCoverage",
+    "Subject",
     "TopCoverage",
     "concolic",
     "descended",

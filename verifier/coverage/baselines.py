@@ -39,7 +39,9 @@ def _samples(suite: Suite, generator: np.random.Generator, draws: int) -> Iterat
     low, high = domain.lower.astype(np.float64), domain.upper.astype(np.float64)
     while not suite.done:
         points = domain.moved(low + generator.random((draws, *low.shape)) * (high - low))
-        best = 0 if draws == 1 else int(suite.news(points).argmax())
+        values = suite.requirements.subject.values(points) if draws > 1 else {}
+        news = [suite.news({n: v[k : k + 1] for n, v in values.items()}) for k in range(draws)] if draws > 1 else [0]
+        best = int(np.argmax(news))
         found = suite.tried(points[best], "random", None, None, always=True)
         assert found is not None
         yield found

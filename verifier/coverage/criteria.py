@@ -6,7 +6,7 @@ A criterion is a frozen value; ``requirements(subject, region)`` says what it as
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,9 @@ from verifier.coverage.neurons import Layer
 from verifier.coverage.requirements import Condition, Goal, Requirements
 from verifier.coverage.running import Subject, Values
 from verifier.errors import InputError
+
+_LEAST = 0.01
+"""The least gap by which a requirement is weighed, as a share of the neuron's proven range."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +52,18 @@ class Reaching(Requirements):
         layer, element = place(self.subject.layers, neuron)
         sign, limit = float(self.sign[number]), float(self.limit[number])
         return Condition(Goal(layer.node, element, sign, limit + sign * slack * float(widths(self)[neuron])))
+
+    def pulls(self, values: Values, wanted: np.ndarray) -> Mapping[int, Tensor]:
+        """Of two that pull at one neuron in both directions, only the nearer one does."""
+        gaps, width = self.gaps(values), widths(self)
+        nearest = torch.full_like(width, math.inf)
+        weights = torch.zeros_like(width)
+        for number in np.flatnonzero(wanted):
+            neuron, gap = int(self.neuron[number]), max(float(gaps[number]), _LEAST)
+            if gap < nearest[neuron]:
+                nearest[neuron], weights[neuron] = gap, self.sign[number] / (gap * width[neuron])
+        parts = weights.split([layer.size for layer in self.subject.layers])
+        return {layer.node: part for layer, part in zip(self.subject.layers, parts, strict=True)}
 
     @property
     def alone(self) -> bool:
@@ -141,6 +156,9 @@ class Leading(Requirements):
         others = order[order != element][self.k - 1 :]
         return Condition(None, {}, (layer.node, element, others), slack * float(widths(self)[number]))
 
+    def pulls(self, values: Values, wanted: np.ndarray) -> Mapping[int, Tensor]:
+        return {}
+
     @property
     def alone(self) -> bool:
         return self.k == 1
@@ -148,9 +166,9 @@ class Leading(Requirements):
 
 @dataclass(frozen=True, slots=True)
 class TopCoverage:
-    """Top-k neuron coverage (Ma et al., DeepGauge, ASE 2018, definition 4): for each neuron an input at which it is
-    among the ``k`` largest of its layer (of equal ones those that come first). Layers of at most k neurons meet it
-    with any input."""
+    """Layer coverage, as top-k neurons (Ma et al., DeepGauge, ASE 2018, definition 4): for each neuron an
+    input at which it is among the ``k`` largest of its layer (of equal ones those that come first). Layers of at most k
+    neurons meet it with any input."""
 
     k: int = 1
 

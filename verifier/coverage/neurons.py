@@ -1,7 +1,7 @@
-"""Which neurons a network has: the elements that piecewise linear nodes read, found from the graph.
+"""Which neurons a network has: the elements that piecewise linear nodes and steps read, found from the graph.
 
-A layer is the operand of a piecewise linear node, its neurons are the operand's elements, and a neuron's value is its
-pre-activation. Nothing here knows an operator by name: a node says by its kinks that it is piecewise linear.
+A layer is the operand of a node that is linear between finitely many places, its neurons are the operand's elements,
+and a neuron's value is its pre-activation. Those places are the node's kinks, and 0 for a step (Sign), which jumps.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from bounds import Graph
-from bounds.ops.base import Nonlinear
+from bounds.ops.base import Nonlinear, Op
+from bounds.ops.jumps import Step
 from bounds.ops.univariate import PiecewiseLinear
 from verifier.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """The ``node`` (id) whose ``size`` elements are the neurons, the ascending ``kinks`` of what reads them, and the
-    ``before`` layers (their nodes) from which a path leads here that passes no other layer."""
+    """The ``node`` (id) whose ``size`` elements are the neurons, the ascending ``kinks`` (and jumps) of what reads
+    them, and the ``before`` layers (their nodes) from which a path leads here that passes no other layer."""
 
     node: int
     size: int
@@ -45,18 +46,25 @@ def find_layers(graph: Graph) -> tuple[Layer, ...]:
     variable, used = graph.variable, needed(graph, graph.outputs[0])
     kinks = dict[int, set[float]]()
     for node in graph.nodes:
-        if node.id in used and isinstance(node.op, PiecewiseLinear) and variable[node.inputs[0]]:
-            kinks.setdefault(node.inputs[0], set()).update(node.op.kinks())
+        if node.id in used and (places := _kinks(node.op)) and variable[node.inputs[0]]:
+            kinks.setdefault(node.inputs[0], set()).update(places)
     if not kinks:
         others = {type(n.op).__name__ for n in graph.nodes if isinstance(n.op, Nonlinear)}
         raise InputError(
-            "the network has no neurons that switch: none of its operators is linear between kinks"
+            "the network has no neurons that coverage knows: none of its operators is linear between kinks, or a step"
             + (f" (its nonlinear ones: {', '.join(sorted(others))})" if others else " (all are affine)")
         )
     return tuple(
         Layer(index, math.prod(graph.nodes[index].shape), tuple(sorted(found)), _before(graph, index, set(kinks)))
         for index, found in sorted(kinks.items())
     )
+
+
+def _kinks(op: Op) -> tuple[float, ...]:
+    """Where the pieces of an operator meet; none where it is not linear piece by piece."""
+    if isinstance(op, PiecewiseLinear):
+        return op.kinks()
+    return (0.0,) if isinstance(op, Step) else ()
 
 
 def needed(graph: Graph, node: int) -> frozenset[int]:
@@ -78,6 +86,6 @@ def _before(graph: Graph, start: int, layers: set[int]) -> tuple[int, ...]:
             continue
         seen.add(node.id)
         for operand in node.inputs:
-            switches = isinstance(node.op, PiecewiseLinear) and operand in layers
+            switches = bool(_kinks(node.op)) and operand in layers
             (found.add if switches else stack.append)(operand)
     return tuple(sorted(found))

@@ -21,11 +21,12 @@ from bounds import Bounds, Box, Crown, Graph, Prepared, compute_bounds, prepare
 from bounds.constraints import Row
 from bounds.ops.base import Interval
 from milp.encode import encode
-from milp.extend import with_columns, with_rows
+from milp.extend import with_rows
 from milp.highs import Limits, solve
 from milp.model import Model, Status
 from milp.simplex import Simplex
 from verifier.coverage.neurons import needed
+from verifier.coverage.pieces import Piece, nearest_first, within
 from verifier.coverage.requirements import Condition, Goal, Requirements
 from verifier.coverage.running import Values
 from verifier.exact.refusals import check_operators, explained
@@ -64,44 +65,6 @@ class Answer:
     point: np.ndarray | None
     refuted: bool
     beyond: tuple[np.ndarray, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Piece:
-    """The linear program of one linear piece: the region's inputs on it, at the least distance from a given one."""
-
-    model: Model
-    simplex: Simplex
-    source: int
-    shape: tuple[int, ...]
-
-    def most(
-        self, goal: Goal, ends: Mapping[int, tuple[Tensor, Tensor]], limits: Limits
-    ) -> tuple[float, np.ndarray | None]:
-        """The greatest ``sign * value`` of the goal's neuron where layers keep to ``ends`` too, and an input there
-        (-inf, None: the solver finds none)."""
-        column, (lower, upper) = int(self.model.columns[goal.node][goal.element]), self._cut(ends)
-        cost = torch.zeros_like(self.model.cost)
-        if column >= 0:
-            cost[column] = -goal.sign
-        found = self.simplex.solve(lower, upper, cost, limits=Limits(limits.seconds))
-        return (-math.inf, None) if found.x is None else (-found.value + 0.0, self._input(found.x))
-
-    def nearest(self, goal: Goal, limits: Limits) -> np.ndarray | None:
-        """The nearest input at which the goal is reached."""
-        column = int(self.model.columns[goal.node][goal.element])
-        lower, upper = self.model.lower.clone(), self.model.upper.clone()
-        if column >= 0:
-            (lower if goal.sign > 0 else upper)[column] = goal.level
-        found = self.simplex.solve(lower, upper, limits=Limits(limits.seconds))
-        return None if found.x is None else self._input(found.x)
-
-    def _cut(self, ends: Mapping[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        model = _within(self.model, ends)
-        return model.lower, model.upper
-
-    def _input(self, x: Tensor) -> np.ndarray:
-        return x[self.model.columns[self.source]].reshape(self.shape).numpy()
 
 
 class Programs:
@@ -180,13 +143,31 @@ class Programs:
                 intervals = {**domain.bounds.intervals, **cut}
                 model = encode(prepared, domain.box, replace(domain.bounds, intervals=intervals))
             source = prepared.plan.input
-            model = _near(_within(model, cut), source, domain.box, beside.point)
+            model = nearest_first(within(model, cut), source, domain.box, beside.point)
             piece = Piece(model, Simplex(model), source, beside.point.shape)
         if beside.number >= 0:
             if len(self._pieces) >= _KEPT:
                 self._pieces.clear()
             self._pieces[key] = piece
         return piece
+
+    def whole(self, values: Values | None) -> Piece | None:
+        """The program up to the last layer: on the linear piece with these ``values`` ``[1, size]``, or the linear
+        relaxation over the region. None where nothing of the piece is left."""
+        domain, layers = self.requirements.domain, self.requirements.subject.layers
+        node, cut = layers[-1].node, dict[int, Interval]()
+        if values is not None:
+            kept = self._cut(Condition(ends={node: _free(layers[-1].size)}), domain.bounds.intervals,
+                             Beside(-1, domain.lower, values))  # fmt: skip
+            if kept is None:
+                return None
+            cut = kept
+        prepared = self.prepared[node]
+        with explained(INSTEAD):
+            intervals = {**domain.bounds.intervals, **cut}
+            model = encode(prepared, domain.box, replace(domain.bounds, intervals=intervals))
+        model = within(model, cut)
+        return Piece(model, Simplex(model), prepared.plan.input, domain.lower.shape)
 
     def near(self, condition: Condition, beside: Beside, share: float, limits: Limits, phases: int) -> Answer:
         """The same, whatever the pieces, of those inputs that are no farther from the given one than a ``share`` of the
@@ -227,8 +208,8 @@ class Programs:
             model = encode(prepared, box, replace(bounds, intervals={**bounds.intervals, **cut}))
         if phases is not None and int(model.integer.sum()) > phases:
             return Answer(None, False)
-        model = _apart(_within(model, cut), condition)
-        found = solve(_near(model, prepared.plan.input, box, beside.point), limits)
+        model = _apart(within(model, cut), condition)
+        found = solve(nearest_first(model, prepared.plan.input, box, beside.point), limits)
         if found.x is None:
             return Answer(None, found.status is Status.INFEASIBLE)
         point = found.x[model.columns[prepared.plan.input]].reshape(beside.point.shape)
@@ -274,21 +255,14 @@ def _behind(known: Mapping[int, Interval], condition: Condition) -> bool:
     return bool((high[one] < low[others] + condition.margin).any())
 
 
+def _free(size: int) -> tuple[Tensor, Tensor]:
+    high = torch.full((size,), math.inf, dtype=torch.float64)
+    return -high, high
+
+
 def _up_to(graph: Graph, node: int) -> Graph:
     """The graph whose output is this node; ids stay as they are."""
     return replace(graph, nodes=graph.nodes[: node + 1], outputs=(node,))
-
-
-def _within(model: Model, cut: Mapping[int, tuple[Tensor, Tensor]]) -> Model:
-    """The model with these intervals as ends of columns: a node that only moves elements has the columns of others."""
-    lower, upper = model.lower.clone(), model.upper.clone()
-    for node, (low, high) in cut.items():
-        columns = model.columns.get(node)
-        if columns is not None:
-            there = columns >= 0
-            lower.scatter_reduce_(0, columns[there], low.flatten()[there], "amax")
-            upper.scatter_reduce_(0, columns[there], high.flatten()[there], "amin")
-    return replace(model, lower=lower, upper=upper)
 
 
 def _apart(model: Model, condition: Condition) -> Model:
@@ -301,19 +275,3 @@ def _apart(model: Model, condition: Condition) -> Model:
         return with_rows(model, (Row(((torch.tensor([-1]), 1.0),), lower=1.0),))
     terms = ((columns[one].expand(len(others)), 1.0), (columns[others], -1.0))
     return with_rows(model, (Row(terms, lower=condition.margin),))
-
-
-def _near(model: Model, source: int, box: Box, point: np.ndarray) -> Model:
-    """The model that minimises the largest change of an input."""
-    columns, centre = model.columns[source], torch.from_numpy(point.astype(np.float64)).flatten()
-    reach = torch.maximum(box.upper.flatten() - centre, centre - box.lower.flatten()).amax().clamp(min=0)
-    model, added = with_columns(model, torch.zeros(1, dtype=torch.float64), reach.reshape(1) * (1 + 2**-40))
-    change, moves = added.expand(columns.shape), (box.upper > box.lower).flatten()
-    columns, change, centre = columns[moves], change[moves], centre[moves]
-    if len(columns):
-        rows = (
-            Row(((columns, 1.0), (change, -1.0)), upper=centre),
-            Row(((columns, 1.0), (change, 1.0)), lower=centre),
-        )
-        model = with_rows(model, rows)
-    return replace(model, cost=model.cost.index_fill(0, added, 1.0))

@@ -126,6 +126,12 @@ class Requirements(ABC):
         """What an input must bring about to meet a requirement beside one input with these ``values`` ``[1, size]``
         (for pairs: together with it). ``slack``: by how much it is to be met, in units of the proven range."""
 
+    @abstractmethod
+    def pulls(self, values: Values, wanted: np.ndarray) -> Mapping[int, Tensor]:
+        """By layer (its node) weights ``[size]`` of its neurons' values, whose sum grows as the ``wanted`` requirements
+        ``[R]`` bool come nearer to being met by an input that has these ``values`` ``[1, size]``; empty where what one
+        asks for depends on another input."""
+
     @property
     @abstractmethod
     def alone(self) -> bool:

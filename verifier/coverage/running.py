@@ -115,8 +115,8 @@ def subject(model: str | Path | bytes | Network | Graph, dtype: Any = np.float32
     """The network to be tested: a model file (or a ``Network`` that was read with ``normalised=False``), which
     onnxruntime runs in its own element type, or a ``bounds.Graph``, which torch evaluates in ``dtype``.
 
-    Raises ``InputError`` for a network without neurons that switch, ``UnsupportedError`` for one with several inputs
-    or outputs, and all that reading a model raises.
+    Raises ``InputError`` for a network without piecewise linear operators and steps, ``UnsupportedError`` for
+    one with several inputs or outputs, and all that reading a model raises.
     """
     if isinstance(model, Graph):
         if len(model.inputs) != 1 or len(model.outputs) != 1:

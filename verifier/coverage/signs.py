@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,9 @@ from verifier.coverage.running import Subject, Values
 from verifier.errors import InputError
 
 _CHUNK = 1 << 24
+
+_MOST = 1 << 25
+"""Pairs of neurons that fit into memory several times as float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,9 @@ class SignSign(Requirements):
         goal = Goal(pair.later.node, j, sign, kink + sign * slack * (width if math.isfinite(width) else 1.0))
         return Condition(goal, {pair.earlier.node: self._flipped(pair.earlier, values, i, slack)})
 
+    def pulls(self, values: Values, wanted: np.ndarray) -> Mapping[int, Tensor]:
+        return {}
+
     @property
     def alone(self) -> bool:
         return False
@@ -126,7 +133,7 @@ class SignSignCoverage:
 
     def requirements(self, subject: Subject, region: Box, method: Method | None = None) -> SignSign:
         """One requirement for each pair of neurons. Raises ``InputError`` as ``domain`` does, for a network whose
-        layers do not follow on each other, and for activation functions with several kinks."""
+        layers do not follow on each other, for activation functions with several kinks, for more than 2^25 pairs."""
         by_node, pairs, first = {layer.node: layer for layer in subject.layers}, list[Adjacent](), 0
         for layer in subject.layers:
             if len(layer.kinks) != 1:
@@ -140,6 +147,11 @@ class SignSignCoverage:
         if not pairs:
             raise InputError(
                 "sign-sign coverage asks for pairs of neurons: no layer of this network follows on another"
+            )
+        if first > _MOST:
+            raise InputError(
+                f"the network has {first} pairs of neurons of adjacent layers: at most {_MOST} are kept; neuron, "
+                "boundary and top coverage take larger networks"
             )
         known = domain(subject, region, method)
         fixed = dict[int, Tensor]()

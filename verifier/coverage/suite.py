@@ -46,22 +46,24 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """When a generator ends: after ``inputs`` new inputs, or about ``seconds`` of wall time (None: no limit). Without
-    ``seconds`` what it does is the same in every run.
+    """When a generator ends: after ``inputs`` new inputs, or about ``timeout`` seconds of wall time (None: no limit).
+    Without ``timeout`` what it does is the same in every run.
 
     ``nodes``: of branch and bound for one mixed-integer program (0: linear programs only), which has at most ``phases``
-    neurons that can switch; ``tries``: inputs from which one requirement is tried; ``steps``: of descent for one try.
+    neurons that can switch; ``samples``: random points that ``concolic`` looks at for each new input (0: what programs
+    return only); ``tries``: inputs from which one requirement is tried; ``steps``: of descent for one try.
     """
 
     inputs: int | None = 100
-    seconds: float | None = None
+    timeout: float | None = None
     nodes: int = 50
     phases: int = 40
+    samples: int = 100
     tries: int = 3
     steps: int = 100
 
     def __post_init__(self) -> None:
-        given = (self.inputs, self.seconds, self.nodes, self.phases, self.tries - 1, self.steps - 1)
+        given = (self.inputs, self.timeout, self.nodes, self.phases, self.samples, self.tries - 1, self.steps - 1)
         if any(g is not None and not g >= 0 for g in given):
             raise InputError(f"{self}: tries and steps are at least 1, the others at least 0")
 
@@ -80,7 +82,7 @@ class Suite:
             )
         self.requirements, self.budget = requirements, budget
         self._replayer = None if query is None else Replayer(query)
-        self._end = None if budget.seconds is None else time.monotonic() + budget.seconds
+        self._end = None if budget.timeout is None else time.monotonic() + budget.timeout
         self._inputs, self._start = list(given), len(given)
         self._values: Values = requirements.subject.values(given)
         self.covered = requirements.met(self._values)
@@ -90,6 +92,8 @@ class Suite:
         self._level = torch.zeros_like(self._seed)
         self._tries = torch.full((requirements.total,), budget.tries)
         self._tries[torch.from_numpy(requirements.impossible | self.covered)] = 0
+        self._aside = torch.zeros_like(self._seed, dtype=torch.bool)
+        self.violated = False
         for number in range(len(given)):
             self._look(number)
 
@@ -99,21 +103,41 @@ class Suite:
         return None if self._end is None else max(self._end - time.monotonic(), 0.0)
 
     @property
+    def count(self) -> int:
+        """How many inputs there are."""
+        return len(self._inputs)
+
+    @property
+    def open(self) -> np.ndarray:
+        """``[R]`` bool: neither met nor proven impossible."""
+        return np.asarray(~self.covered & ~self.requirements.impossible)
+
+    @property
     def done(self) -> bool:
         """Whether the budget is spent, or all is met that can be."""
         spent = self.budget.inputs is not None and len(self._inputs) - self._start >= self.budget.inputs
-        return spent or self.left == 0.0 or bool((self.covered | self.requirements.impossible).all())
+        return spent or self.left == 0.0 or not bool(self.open.any())
 
     def nearest(self) -> tuple[int, int, int] | None:
         """The open requirement that is nearest to being met, of those on which least was spent; the number of the input
         that is nearest to it; and its level: how often it was ``postponed`` beside that input. None where all have been
         tried."""
-        waiting = (self._tries > 0) & torch.isfinite(self._gap)
+        waiting = (self._tries > 0) & torch.isfinite(self._gap) & ~self._aside
         if not bool(waiting.any()):
             return None
         level = int(self._level[waiting].amin())
         number = int(torch.where(waiting & (self._level == level), self._gap, torch.inf).argmin())
         return number, int(self._seed[number]), level
+
+    def put_aside(self, number: int) -> None:
+        """Leave a requirement until ``taken_up``: there is a candidate that meets it."""
+        self._aside[number] = True
+
+    def taken_up(self) -> bool:
+        """Take up what was put aside; whether anything was."""
+        found = bool(self._aside.any())
+        self._aside[:] = False
+        return found
 
     def postponed(self, number: int) -> None:
         """Take a requirement up again after all others of its level."""
@@ -134,13 +158,14 @@ class Suite:
     ) -> Generated | None:
         """Run the network at a point of the region; where that meets something new or violates the query (or
         ``always``), the point joins the set."""
-        found = None if self._replayer is None else self._replayer.replay(point.astype(np.float64).reshape(-1))
+        found = self._replayed(point)
         values = self.requirements.subject.values(point[None])
         joined = {k: torch.cat([v, values[k]]) for k, v in self._values.items()}
         new = self.requirements.met(joined, len(self._inputs)) & ~self.covered
         if not (always or new.any() or found is not None):
             return None
         self.covered, self._values = self.covered | new, joined
+        self.violated = self.violated or found is not None
         self._inputs.append(point)
         self._tries[torch.from_numpy(new)] = 0
         self._look(len(self._inputs) - 1)
@@ -149,14 +174,17 @@ class Suite:
         report = self.requirements.counted(self.covered)
         return Generated(point, met, requirement, method, seed, distance, found, report)
 
-    def news(self, points: np.ndarray) -> np.ndarray:
-        """``[K]``: how many open requirements each of some points would meet."""
-        values = self.requirements.subject.values(points)
-        counts = []
-        for k in range(len(points)):
-            joined = {n: torch.cat([v, values[n][k : k + 1]]) for n, v in self._values.items()}
-            counts.append(int((self.requirements.met(joined, len(self._inputs)) & ~self.covered).sum()))
-        return np.array(counts)
+    def news(self, values: Values) -> int:
+        """How many open requirements a point with these ``values`` ``[1, size]`` would meet."""
+        joined = {n: torch.cat([v, values[n]]) for n, v in self._values.items()}
+        return int((self.requirements.met(joined, len(self._inputs)) & ~self.covered).sum())
+
+    def first_violation(self, point: np.ndarray) -> bool:
+        """Whether a point violates the query while no input of the set was found to (those given are not asked)."""
+        return not self.violated and self._replayed(point) is not None
+
+    def _replayed(self, point: np.ndarray) -> Counterexample | None:
+        return None if self._replayer is None else self._replayer.replay(point.astype(np.float64).reshape(-1))
 
     def _look(self, number: int) -> None:
         """Let requirements know of an input that may be nearer."""

@@ -130,6 +130,48 @@ def test_what_is_proven_impossible_is(seed: int) -> None:
     assert not (requirements.covered(requirements.domain.moved(points)) & requirements.impossible).any()
 
 
+def step_network() -> torch.nn.Module:
+    """Neurons ``x0, x1``, then ``sign(x0) + sign(x1) - 1``, positive where both are."""
+
+    class Sign(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sign(x)
+
+    one, two, three = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1), torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        one.weight.copy_(torch.eye(2))
+        one.bias.zero_()
+        two.weight.fill_(1.0)
+        two.bias.fill_(-1.0)
+        three.weight.fill_(1.0)
+    return torch.nn.Sequential(one, Sign(), two, Sign(), three)
+
+
+def test_what_a_step_reads_are_neurons() -> None:
+    subject = coverage.subject(trace(step_network(), torch.zeros(2)))
+    requirements = coverage.NeuronCoverage().requirements(subject, SQUARE)
+    assert requirements.covered(inputs((0.5, -0.5))).tolist() == [True, False, False]
+    assert requirements.covered(inputs((0.5, 0.5))).all()
+    pairs = coverage.SignSignCoverage().requirements(subject, SQUARE)
+    assert pairs.covered(inputs((0.5, -0.5), (0.5, 0.5))).tolist() == [False, True]
+    assert not pairs.covered(inputs((-0.5, -0.5), (0.5, 0.5))).any(), "both change their sign"
+    for asked in (requirements, pairs):
+        found = list(coverage.concolic(asked, inputs((-0.5, 0.25), (0.25, -0.5)), budget=coverage.Budget(inputs=6)))
+        assert found[-1].report.covered == asked.total
+
+
+def test_too_many_pairs_are_refused() -> None:
+    module = torch.nn.Sequential(
+        torch.nn.Linear(2, 6000),
+        torch.nn.ReLU(),
+        torch.nn.Linear(6000, 6000),
+        torch.nn.ReLU(),
+        torch.nn.Linear(6000, 1),
+    )
+    with pytest.raises(InputError, match="36000000 pairs of neurons"):
+        coverage.SignSignCoverage().requirements(coverage.subject(trace(module, torch.zeros(2))), SQUARE)
+
+
 def test_errors_teach() -> None:
     subject = coverage.subject(by_hand())
     requirements = coverage.NeuronCoverage().requirements(subject, SQUARE)
@@ -149,7 +191,7 @@ def test_errors_teach() -> None:
         coverage.NeuronCoverage(float("nan")).requirements(subject, SQUARE)
     with pytest.raises(InputError, match="k = 0"):
         coverage.TopCoverage(0).requirements(subject, SQUARE)
-    with pytest.raises(InputError, match=r"none of its operators is linear between kinks \(its nonlinear ones: Tanh\)"):
+    with pytest.raises(InputError, match=r"linear between kinks, or a step \(its nonlinear ones: Tanh\)"):
         coverage.subject(trace(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh()), torch.zeros(2)))
     clipped = coverage.subject(trace(_switching(torch.nn.Hardtanh()), torch.zeros(2)))
     with pytest.raises(InputError, match="one kink"):
