@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bounds import Alpha, Crown
+from bounds import Alpha, Crown, DomainError
 from milp.exact import SearchState
 from verifier import limits
 from verifier.anytime.bounding import Asked, Function
@@ -41,6 +41,10 @@ like some more ..."""
 
 TRY_PROGRAMS, WAIT = 100, 4
 """... and ends after so many; where it did not close its box, the parts are tried again so many splits below."""
+
+ROUNDING = 32.0
+"""Boxes are closed where their bounds are so many times as far from what is attained as rounding leaves a value open:
+below a smaller gap they would be split until the floats end."""
 
 DESCENTS, STEPS, POINT_SHARE = 4, 4, 4
 """Points in a step that are the start of a descent, of so many steps; of so many boxes, those with the least bounds,
@@ -70,8 +74,9 @@ class State:
 
 
 class Refiner:
-    """A refinement as a value: what it works on, the ``gap`` at which a side is done, and bytes of ``memory`` for its
-    boxes. After the time ``until`` (of ``time.monotonic``) bounding stops to tighten."""
+    """A refinement as a value: what it works on, the ``gap`` at which a side is done (boxes: ``near``, where rounding
+    does not allow less), and bytes of ``memory`` for its boxes. After the time ``until`` (of ``time.monotonic``)
+    bounding stops to tighten."""
 
     def __init__(
         self,
@@ -88,7 +93,8 @@ class Refiner:
         self.exact = encodable(function)
         wide = function.free.shape[0] > MOST_FREE_INPUTS and self.exact
         ends = function.domain.ends()
-        self.wholes = tuple(program_of(function, ends, sign, gap, Alpha()) if wide else None for sign in signs)
+        self.near = max(gap, ROUNDING * _rounding(function))
+        self.wholes = tuple(program_of(function, ends, sign, self.near, Alpha()) if wide else None for sign in signs)
 
     def begun(self) -> State:
         """The whole region bounded, and the points tried where its bounds say that f may be least and greatest. Raises
@@ -193,7 +199,7 @@ class Refiner:
         return self.finished(state) or self.exhausted(state) or limits.now() >= self.until
 
     def _closed(self, state: State) -> State:
-        sides = tuple(side.closing(self.gap) for side in state.sides)
+        sides = tuple(side.closing(self.near) for side in state.sides)
         if sum(side.open.bytes for side in sides) > self.memory:
             sides = tuple(replace(side, open=side.open.bare()) for side in sides)
         return replace(state, sides=sides)
@@ -245,7 +251,7 @@ class Refiner:
             side = state.sides[number]
             boxes = side.open
             near = (boxes.unstable <= state.few + DEPTH_SHARE * boxes.depth) & (boxes.wait <= boxes.depth)
-            fit = near & (boxes.bound < side.value - self.gap)
+            fit = near & (boxes.bound < side.value - self.near)
             if not bool(fit.any()):
                 break
             best = torch.where(fit, boxes.bound, math.inf).argmin()
@@ -253,7 +259,7 @@ class Refiner:
             wait = boxes.wait.index_put((best,), boxes.depth[best] + WAIT)
             side = replace(side, open=replace(boxes, wait=wait))
             state = replace(state.with_side(number, side), exact=state.exact + TRY_WORK)
-            program = program_of(self.function, ends, side.sign, self.gap, Crown())
+            program = program_of(self.function, ends, side.sign, self.near, Crown())
             if program is None:
                 continue
             last = program.run(program.search.start(), side.value, TRY_PROGRAMS)
@@ -264,7 +270,7 @@ class Refiner:
             state = replace(state, programs=state.programs + last.nodes, exact=state.exact + work, few=few)
             if last.x is not None:
                 state = self._tried(state, program.point(last.x).unsqueeze(0))
-            state = state.with_side(number, state.sides[number].closing(self.gap))
+            state = state.with_side(number, state.sides[number].closing(self.near))
         return state
 
     def _whole(self, state: State, number: int, program: Program, search: SearchState) -> State:
@@ -280,3 +286,18 @@ class Refiner:
         if program.search.finished(last):  # phases are used up: what is proven stands
             state = state.with_side(number, state.sides[number].without(torch.ones(1, dtype=torch.bool)))
         return state
+
+
+def _rounding(function: Function) -> float:
+    """How far apart the proven ends of f are at a usual point (0: not known). At single points a jump is between."""
+    points = samples(function.domain, 0)[:9]
+    points = points[points.isfinite().all(1)]
+    try:
+        if not points.shape[0]:
+            return 0.0
+        least, most = function.enclosed(points)
+    except DomainError:
+        return 0.0
+    widths = most - least
+    widths = widths[widths.isfinite()]
+    return float(widths.median()) if widths.shape[0] else 0.0
