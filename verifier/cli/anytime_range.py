@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import ROUND_CEILING, ROUND_FLOOR
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from verifier.errors import InputError
 
 if TYPE_CHECKING:
     from bounds import Box, LpBall
-    from verifier.anytime.turns import Ends, TurnProgress, Turns
+    from verifier.anytime.turns import TurnProgress, Turns
     from verifier.network import Network
 
 GAP, SECONDS, MEMORY = 1e-6, 10.0, 1.0
@@ -61,29 +61,58 @@ def answer(
                     f"--{option} is about one value over one region; these are {len(names)} over {region.size}: name "
                     "one, such as --functional 'y[0]'"
                 )
-    with in_time(start, arguments.timeout):
-        turns = _turns(arguments, network, region, gap)
+    first, turns = _begun(arguments, network, region, gap)
     if arguments.timeout is None:  # the first bounds are always waited for
         start, seconds = limits.now(), SECONDS
         if not arguments.quiet:
             print(f"verifier: {SECONDS:g} s for all values together; --timeout gives more or less", file=sys.stderr)
     else:
         seconds = arguments.timeout
-    ending = follow(turns, start, seconds, arguments.quiet, lambda p: _describe(p, names))
-    found, spent = turns.found(), limits.now() - start
+    ending: Ending = "limit"
+    found: four_ends.FourEnds = first or four_ends.unknown(region.size, len(names))
+    if turns is not None:
+        ending = follow(turns, start, seconds, arguments.quiet, lambda p: _describe(p, names))
+        found = turns.found()
+    spent = limits.now() - start
     _write(arguments, network, found, turns)
     if not arguments.quiet:
         for line in (*_weaker(network), *_summary(arguments, found, gap, ending, spent)):
             print(f"verifier: {line}", file=sys.stderr)
-    text = "\n".join(aligned(four_ends.table(found, names, WAYS)))
+    record |= four_ends.record(found, gap, ending, spent)
+    _print(arguments, record, aligned(four_ends.table(found, names, WAYS)))
+    return INTERRUPTED if ending == "interrupted" else 0
+
+
+def _print(arguments: argparse.Namespace, record: dict[str, Any], lines: Iterable[str]) -> None:
+    text = "\n".join(lines)
     if arguments.json is not None:
-        data = json.dumps(record | four_ends.record(found, gap, ending, spent), indent=1, allow_nan=False)
+        data = json.dumps(record, indent=1, allow_nan=False)
         if str(arguments.json) == "-":
             text = data
         else:
             arguments.json.write_text(data + "\n", encoding="utf-8")
     print(text, flush=True)
-    return INTERRUPTED if ending == "interrupted" else 0
+
+
+def _begun(
+    arguments: argparse.Namespace, network: Network, region: Box | LpBall, gap: float
+) -> tuple[four_ends.Outside | None, Turns | None]:
+    """The refinements; where the time is short, before them bounds that are there at once. None: not in time."""
+    start, timeout, first = limits.process_start(), arguments.timeout, None
+    if timeout is not None:
+        first = in_time(start, timeout, lambda: _first(arguments, network, region))
+        if first is None:
+            return None, None
+    return first, in_time(start, timeout, lambda: _turns(arguments, network, region, gap))
+
+
+def _first(arguments: argparse.Namespace, network: Network, region: Box | LpBall) -> four_ends.Outside:
+    from verifier.anytime.functional import with_expression
+    from verifier.ranges import rows_of
+
+    functional, label = arguments.functional, arguments.label
+    graph = network.graph if functional is None else with_expression(network.graph, functional)
+    return four_ends.outside(graph, region, None if label is None else rows_of(network, label))
 
 
 def _turns(arguments: argparse.Namespace, network: Network, region: Box | LpBall, gap: float) -> Turns:
@@ -114,10 +143,10 @@ def _weaker(network: Network) -> Iterator[str]:
 
 
 def _summary(
-    arguments: argparse.Namespace, found: Ends, gap: float, ending: Ending, seconds: float
+    arguments: argparse.Namespace, found: four_ends.FourEnds, gap: float, ending: Ending, seconds: float
 ) -> Iterator[str]:
     states = [state for region in found.status for state in region]
-    what = f"anytime bounds of {four_ends.counted(found)}"
+    what = f"{'interval' if isinstance(found, four_ends.Outside) else 'anytime'} bounds of {four_ends.counted(found)}"
     left = sum(state != "exact" for state in states)
     if left:
         why = {"limit": "the time is up", "interrupted": "interrupted", "done": "nothing more could be done"}[ending]
@@ -132,7 +161,7 @@ def _summary(
 
 
 
-def _write(arguments: argparse.Namespace, network: Network, found: Ends, turns: Turns) -> None:
+def _write(arguments: argparse.Namespace, network: Network, found: four_ends.FourEnds, turns: Turns | None) -> None:
     """The arrays, shaped as the other methods' ones, and the picture."""
     if arguments.output is not None:
         import numpy as np
@@ -142,7 +171,7 @@ def _write(arguments: argparse.Namespace, network: Network, found: Ends, turns: 
         sides = {name: getattr(found, name) for name in ("lower", "upper", "least", "greatest")}
         with open(arguments.output, "wb") as target:  # numpy would add its own ending to a name
             np.savez(target, **{name: side.reshape(-1, *shape).numpy() for name, side in sides.items()})
-    if arguments.plot is not None:
+    if arguments.plot is not None and turns is not None:
         from verifier.anytime.plot import svg
 
         arguments.plot.write_text(svg(turns.history), encoding="utf-8")

@@ -17,7 +17,7 @@ from verifier.errors import InputError
 
 if TYPE_CHECKING:
     from bounds import Box, LpBall
-    from verifier.exact.ranges import ExactRange, RangeProgress
+    from verifier.exact.ranges import ExactRange, RangeProgress, RangeSearch
     from verifier.network import Network
 
 GAP = 1e-6
@@ -52,20 +52,20 @@ def answer(
     arguments: argparse.Namespace, network: Network, region: Box | LpBall, names: list[str], record: dict[str, Any]
 ) -> int:
     """Search, write, print; the exit code. ``record`` has what every method's result has."""
-    start = limits.process_start()
-    with in_time(start, arguments.timeout):
-        from verifier.exact.ranges import RangeSearch  # the solver takes its time to load
-
-    gap = GAP if arguments.gap is None else arguments.gap
-    with in_time(start, arguments.timeout):
-        search = RangeSearch(network, region, label=arguments.label, gap=gap, envelope=arguments.envelope)
-    ending = follow(search, start, arguments.timeout, arguments.quiet, lambda p: _describe(p, names))
-    found, seconds = search.found(), limits.now() - start
-    if arguments.output is not None:
-        _save(arguments.output, found)
+    start, gap = limits.process_start(), GAP if arguments.gap is None else arguments.gap
+    search = in_time(start, arguments.timeout, lambda: _search(arguments, network, region, gap))
+    if search is None:
+        ending: Ending = "limit"
+        found: four_ends.FourEnds = four_ends.unknown(region.size, len(names))
+    else:
+        ending = follow(search, start, arguments.timeout, arguments.quiet, lambda p: _describe(p, names))
+        found = search.found()
+        if arguments.output is not None:
+            _save(arguments.output, search.found())
+    seconds = limits.now() - start
     if not arguments.quiet:
-        print(f"verifier: {_summary(found, gap, ending, seconds)}", file=sys.stderr)
-        if search.failed:
+        print(f"verifier: {_summary(arguments, found, gap, ending, seconds)}", file=sys.stderr)
+        if search is not None and search.failed:
             print(f"verifier: the solver's own search failed: {search.failed}", file=sys.stderr)
     text = "\n".join(aligned(four_ends.table(found, names, WAYS)))
     if arguments.json is not None:
@@ -79,6 +79,12 @@ def answer(
     return INTERRUPTED if ending == "interrupted" else 0
 
 
+def _search(arguments: argparse.Namespace, network: Network, region: Box | LpBall, gap: float) -> RangeSearch:
+    from verifier.exact.ranges import RangeSearch  # the solver takes its time to load
+
+    return RangeSearch(network, region, label=arguments.label, gap=gap, envelope=arguments.envelope)
+
+
 def _describe(progress: RangeProgress, names: list[str]) -> str:
     end = progress.end
     gap, side = abs(progress.value - progress.bound), "upper" if end.upper else "lower"
@@ -88,18 +94,21 @@ def _describe(progress: RangeProgress, names: list[str]) -> str:
     )
 
 
-def _summary(found: ExactRange, gap: float, ending: Ending, seconds: float) -> str:
+def _summary(
+    arguments: argparse.Namespace, found: four_ends.FourEnds, gap: float, ending: Ending, seconds: float
+) -> str:
     states = [state for region in found.status for state in region]
     what = f"the range of {four_ends.counted(found)}"
     left = sum(state != "exact" for state in states)
     if not left:
         return f"{what}, exact to within {gap:g}, in {seconds:.1f} s; proven in real arithmetic"
     why = {"limit": "the time is up", "interrupted": "interrupted", "done": "the proof got stuck"}[ending]
+    if ending == "done" and arguments.envelope is not None:
+        why = f"no more can be proven of operators that are enclosed to within {arguments.envelope:g} (--envelope)"
     return (
         f"{what} in {seconds:.1f} s; {why}: {left} of {len(states)} are not known to within {gap:g}, and their "
         "bounds are those proven so far, in real arithmetic"
     )
-
 
 
 def _save(path: Path, found: ExactRange) -> None:

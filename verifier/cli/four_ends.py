@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from verifier.cli.text import outward
@@ -10,6 +12,7 @@ from verifier.cli.text import outward
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bounds import Box, Graph, LpBall
     from verifier.cli.search import Ending
 
 SIDES = ("lower", "upper", "least", "greatest")
@@ -30,6 +33,48 @@ class FourEnds(Protocol):
     def status(self) -> Sequence[Sequence[str]]: ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Outside:
+    """Ends that were bounded from outside alone, before the time was up, or not at all."""
+
+    lower: Tensor
+    upper: Tensor
+    least: Tensor
+    greatest: Tensor
+    status: tuple[tuple[str, ...], ...]
+
+    @staticmethod
+    def of(lower: Tensor, upper: Tensor) -> Outside:
+        """Of proven ends ``[N, R]``."""
+        states = (("limit",) * lower.shape[1],) * lower.shape[0]
+        least = lower.new_full(lower.shape, math.inf)
+        return Outside(lower, upper, least, -least, states)
+
+
+def unknown(regions: int, values: int) -> Outside:
+    """Nothing is known of so many values over so many regions."""
+    import torch
+
+    ends = torch.full((regions, values), math.inf, dtype=torch.float64)
+    return Outside.of(-ends, ends)
+
+
+def outside(graph: Graph, region: Box | LpBall, rows: Tensor | None) -> Outside:
+    """Interval bounds, the quickest. Raises ``InputError``."""
+    import torch
+
+    from bounds import Interval
+    from verifier.ranges import bounded
+
+    found = bounded(graph, region.to(torch.float64, "cpu"), Interval(), rows)
+    return Outside.of(found.lower.flatten(1), found.upper.flatten(1))
+
+
+def head(many: bool) -> tuple[str, ...]:
+    """The first line of a table, of ``many`` regions or one."""
+    return ("region",) * many + ("output", *SIDES, "status")
+
+
 def counted(found: FourEnds) -> str:
     """How many values over how many regions."""
     regions = len(found.status)
@@ -39,7 +84,7 @@ def counted(found: FourEnds) -> str:
 def table(found: FourEnds, names: Sequence[str], ways: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """A line for each value, its ends (in the order of ``SIDES``) rounded in the ``ways`` of ``decimal``."""
     many = len(found.status) > 1
-    yield ("region",) * many + ("output", *SIDES, "status")
+    yield head(many)
     sides = [getattr(found, side).tolist() for side in SIDES]
     for k, states in enumerate(found.status):
         for r, (name, state) in enumerate(zip(names, states, strict=True)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from verifier import __version__, limits
 from verifier.cli import INTERRUPTED, options
-from verifier.cli.search import Ending, follow, in_time
+from verifier.cli.search import Ending, follow, in_time, too_short
 from verifier.cli.text import outward
 from verifier.errors import InputError
 
@@ -56,8 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     options.output_files({"--output": arguments.output, "--json": arguments.json}, (arguments.model, arguments.input))
     start = limits.process_start()
-    with in_time(start, arguments.timeout):
-        network, search = _search(arguments)
+    _load(arguments.exact)
+    loaded = limits.now() - start
+    begun = in_time(start, arguments.timeout, lambda: _search(arguments))
+    if begun is None:
+        return _nothing(arguments, loaded)
+    network, search = begun
     if arguments.label is None and not arguments.quiet:
         print(f"verifier: label {search.label}: the model's own class", file=sys.stderr)
     if arguments.timeout is None and not arguments.exact and not arguments.quiet:
@@ -67,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     confirmed = _confirmed(arguments, network, found)
     seconds = limits.now() - start
     if not arguments.quiet:
-        for line in _explained(found, confirmed, ending, seconds):
+        for line in (*_explained(arguments, found, confirmed, ending, seconds), *_weaker(arguments, network)):
             print(f"verifier: {line}", file=sys.stderr)
         if search.failed:
             print(f"verifier: the solver's own search failed: {search.failed}", file=sys.stderr)
@@ -79,6 +83,33 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.json.write_text(text + "\n", encoding="utf-8")
     print("\n".join(_lines(found)), flush=True)
     return _code(ending)
+
+
+def _load(exact: bool) -> None:
+    import verifier.network.reader
+    import verifier.replay
+
+    if exact:
+        import verifier.exact.radius
+    else:
+        import verifier.anytime.radius  # noqa: F401 - loaded before the clock may interrupt
+
+
+def _nothing(arguments: argparse.Namespace, loaded: float) -> int:
+    """The answer where the time was up before the model was read and had said what class the input has."""
+    print(f"verifier: {too_short(arguments.timeout, loaded, 'the radius')}", file=sys.stderr)
+    if arguments.json is not None:
+        seconds = round(limits.now() - limits.process_start(), 3)
+        known = {"label": arguments.label, "status": "limit", "ending": "limit", "semantics": "real",
+                 "lower": "0", "upper": None}  # fmt: skip
+        text = json.dumps(_asked(arguments) | known | {"seconds": seconds}, indent=1, allow_nan=False)
+        if str(arguments.json) == "-":
+            print(text, flush=True)
+            return 0
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+    label = [] if arguments.label is None else [f"label {arguments.label}"]
+    print("\n".join(["limit", "lower 0", "upper inf", *label]), flush=True)
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -150,8 +181,25 @@ def _describe(progress: RadiusProgress) -> str:
     )
 
 
+def _weaker(arguments: argparse.Namespace, network: Network) -> list[str]:
+    """Where something narrower than elsewhere is done, and what."""
+    from verifier.strategy import MOST_FREE_INPUTS
+
+    inputs = network.inputs[0].size
+    if arguments.norm == "inf" or arguments.exact or inputs <= MOST_FREE_INPUTS:
+        return []
+    return [
+        f"norm {arguments.norm} with {inputs} inputs: the lower end comes from bounds of whole balls alone (balls are "
+        f"split for up to {MOST_FREE_INPUTS} inputs)"
+    ]
+
+
 def _explained(
-    found: RadiusBracket, confirmed: Confirmation | None, ending: Ending, seconds: float
+    arguments: argparse.Namespace,
+    found: RadiusBracket,
+    confirmed: Confirmation | None,
+    ending: Ending,
+    seconds: float,
 ) -> list[str]:
     """The lines on stderr: how the answer came about, and what onnxruntime says where that is another thing."""
     match found.status:
@@ -160,7 +208,10 @@ def _explained(
         case "none":
             text = "no input in the data range has another class"
         case "open":
-            text = "nothing more could be proven: the ends are those reached so far"
+            why = "nothing more could be proven"
+            if arguments.envelope is not None:
+                why += f" of operators that are enclosed to within {arguments.envelope:g} (--envelope)"
+            text = f"{why}: the ends are those reached so far"
         case _:
             why = "interrupted" if ending == "interrupted" else "the time is up"
             text = f"{why}: the ends are those reached so far"
@@ -184,28 +235,35 @@ def _lines(found: RadiusBracket) -> list[str]:
     return lines + ([] if found.other is None else [f"other {found.other}"])
 
 
+def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is asked, as data."""
+    asked = {name: getattr(arguments, name) for name in ("input", "norm", "data_range", "mean", "std")}
+    return {
+        "schema": SCHEMA,
+        "verifier": __version__,
+        "model": str(arguments.model),
+        "query": {k: str(v) if isinstance(v, Path) else v for k, v in asked.items() if v is not None},
+        "method": "exact" if arguments.exact else "bracket",
+        "gap": _gap(arguments),
+        **options.enclosed(arguments),
+    }
+
+
 def _record(
     arguments: argparse.Namespace, found: RadiusBracket, confirmed: Confirmation | None, ending: Ending, seconds: float
 ) -> dict[str, Any]:
     """The result as data (``report/radius-1.schema.json``): exact decimals; an infinite end is null."""
     from verifier.report.result import number
 
-    asked = {name: getattr(arguments, name) for name in ("input", "norm", "data_range", "mean", "std")}
     record: dict[str, Any] = {
-        "schema": SCHEMA,
-        "verifier": __version__,
-        "model": str(arguments.model),
-        "query": {k: str(v) if isinstance(v, Path) else v for k, v in asked.items() if v is not None},
+        **_asked(arguments),
         "label": found.label,
         "status": found.status,
         "ending": ending,
         "semantics": "real",
         "lower": number(found.lower),
         "upper": number(found.upper),
-        "method": "exact" if arguments.exact else "bracket",
-        "gap": _gap(arguments),
         "seconds": round(seconds, 3),
-        **options.enclosed(arguments),
     }
     if found.point is not None and confirmed is not None:
         record["other"] = found.other

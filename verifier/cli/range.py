@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verifier import __version__, limits
-from verifier.cli import anytime_range, exact_range, options
-from verifier.cli.search import in_time
+from verifier.cli import anytime_range, exact_range, four_ends, options
+from verifier.cli.search import in_time, too_short
 from verifier.cli.text import aligned, outward
 from verifier.errors import InputError, UnsupportedError
 
@@ -86,9 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
     named = ("output", "json", "plot", "checkpoint")
     options.output_files({f"--{name}": getattr(arguments, name) for name in named}, read)
     start = limits.now()
-    with in_time(limits.process_start(), arguments.timeout):
-        network = _network(arguments)
-        region = _region(arguments, network)
+    _load(arguments.method)
+    loaded = limits.now() - limits.process_start()
+    begun = in_time(limits.process_start(), arguments.timeout, lambda: _read(arguments))
+    if begun is None:
+        return _nothing(arguments, loaded)
+    network, region = begun
     from verifier.ranges import output_range
 
     names = _names(network, arguments)
@@ -126,6 +129,36 @@ def _check(arguments: argparse.Namespace) -> None:
             raise InputError("--epsilon and --data-range go with --input and --data; a box has its bounds already")
     elif arguments.epsilon is None:
         raise InputError(f"--{given[0]} needs --epsilon, the radius of the ball around a point")
+
+
+def _read(arguments: argparse.Namespace) -> tuple[Network, Box | LpBall]:
+    network = _network(arguments)
+    return network, _region(arguments, network)
+
+
+def _load(method: str) -> None:
+    import verifier.network.reader
+
+    if method == "anytime":
+        import verifier.anytime.turns
+    elif method == "exact":
+        import verifier.exact.ranges  # noqa: F401 - loaded before the clock may interrupt
+
+
+def _nothing(arguments: argparse.Namespace, loaded: float) -> int:
+    """The answer where the time was up before the model was read: no value is known by name."""
+    print(f"verifier: {too_short(arguments.timeout, loaded, 'its outputs')}", file=sys.stderr)
+    if arguments.json is not None:
+        gap = anytime_range.GAP if arguments.gap is None else arguments.gap
+        record = _head(arguments, [], "real") | {side: list[str]() for side in (*four_ends.SIDES, "status")}
+        record |= {"gap": gap, "ending": "limit", "seconds": round(limits.now() - limits.process_start(), 3)}
+        text = json.dumps(record, indent=1, allow_nan=False)
+        if str(arguments.json) == "-":
+            print(text, flush=True)
+            return 0
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+    print("\n".join(aligned([four_ends.head(False)])), flush=True)
+    return 0
 
 
 def _network(arguments: argparse.Namespace) -> Network:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from verifier import limits
 from verifier.cli.display import Display, choose_mode
-from verifier.errors import InputError
 
 if TYPE_CHECKING:
     from milp.highs import Runner
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 Ending = Literal["done", "limit", "interrupted"]
 Progress = TypeVar("Progress")
 Heard = TypeVar("Heard", covariant=True)
+Result = TypeVar("Result")
 
 
 class Search(Protocol[Heard]):
@@ -63,21 +63,25 @@ def follow(
     return "done" if soft is None or limits.now() < soft else "limit"
 
 
-@contextmanager
-def in_time(start: float, timeout: float | None) -> Iterator[None]:
-    """What comes before a search, on the same clock. Raises ``InputError`` where the time is up by then: nothing is
-    known yet that could be told."""
+def in_time(start: float, timeout: float | None, work: Callable[[], Result]) -> Result | None:
+    """What comes before a search, on the same clock; None where the time is up before it is done. Libraries should be
+    loaded before: one of them takes the whole process down where it is interrupted while it is loaded."""
     try:
         with alarm(None if timeout is None else start + timeout):
-            yield
+            return work()
     except (OutOfTime, ImportError) as error:
         # A library that is interrupted while it is loaded says that it cannot be.
         if timeout is None or (isinstance(error, ImportError) and limits.now() < start + timeout):
             raise
-        raise InputError(
-            f"--timeout {timeout:g}: the time was up before the search began, while the model was read and first "
-            "bounded: give more"
-        ) from None
+        return None
+
+
+def too_short(timeout: float, loaded: float, unknown: str) -> str:
+    """That the time was up before the model was read, ``loaded`` seconds of which the program needed to start."""
+    return (
+        f"--timeout {timeout:g}: the time was up before the model was read, so that nothing is known of {unknown}; "
+        f"{loaded:.1f} s went by before reading began: give more"
+    )
 
 
 def _line(start: float, text: str) -> str:

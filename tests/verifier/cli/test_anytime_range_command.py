@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from importlib import resources
@@ -22,7 +23,7 @@ from verifier import limits
 from verifier.anytime import turns
 from verifier.anytime.enclosure import Enclosure
 from verifier.anytime.turns import Effort, Turns
-from verifier.cli import main
+from verifier.cli import anytime_range, exact_range, main
 from verifier.cli.search import OutOfTime
 from verifier.network import read_network
 
@@ -138,6 +139,52 @@ def test_what_is_known_is_printed_when_it_ends_early(
         assert lower < least <= greatest < upper
 
 
+@pytest.mark.parametrize("options", [[], ["--label", "2"], ["--functional", "norm2(y)"], ["--method", "exact"]])
+def test_a_time_that_is_up_before_the_search_leaves_a_weak_answer(
+    model: str, point: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Interval bounds are there at once; an exact search has said nothing yet."""
+
+    def late(*arguments: Any) -> Any:
+        raise OutOfTime
+
+    monkeypatch.setattr(anytime_range, "_turns", late)
+    monkeypatch.setattr(exact_range, "_search", late)
+    start = limits.now()
+    monkeypatch.setattr(limits, "process_start", lambda: start)
+    files = [str(tmp_path / name) for name in ("found.json", "found.npz")]
+    asked = ["range", model, "--input", point, "--epsilon", "1/8", *options, "--timeout", "1000"]
+    assert main([*asked, "--json", files[0], "--output", files[1]]) == 0
+    captured = capsys.readouterr()
+    record = json.loads(Path(files[0]).read_text(encoding="utf-8"))
+    jsonschema.validate(record, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    assert record["ending"] == "limit" and "the time is up" in captured.err
+    outputs = grid(model, (0.25, -0.5), 0.125, count=41)
+    values = {"--label": outputs[:, 2:] - outputs[:, :2], "--functional": outputs.norm(dim=1, keepdim=True)}
+    known = values.get(options[0] if options else "", outputs)
+    rows = captured.out.splitlines()[1:]
+    assert len(rows) == known.shape[1] and {row.split()[-1] for row in rows} == {"limit"}
+    for row, column in zip(rows, known.unbind(1), strict=True):
+        lower, upper, least, greatest = map(float, row.split()[-5:-1])
+        assert lower <= column.min() and column.max() <= upper and (least, greatest) == (math.inf, -math.inf)
+        assert math.isfinite(upper - lower) == ("exact" not in options)
+
+
+@pytest.mark.parametrize("options", [[], ["--method", "exact"], ["--json", "-"]])
+def test_a_time_that_is_up_before_the_model_is_read(
+    model: str, point: str, options: list[str], capsys: Capture
+) -> None:
+    assert main(["range", model, "--input", point, "--epsilon", "1/8", *options, "--timeout", "1e-3"]) == 0
+    captured = capsys.readouterr()
+    assert "the time was up before the model was read, so that nothing is known of its outputs" in captured.err
+    if "-" in options:
+        record = json.loads(captured.out)
+        jsonschema.validate(record, json.loads(SCHEMA.read_text(encoding="utf-8")))
+        assert record["values"] == record["lower"] == [] and record["ending"] == "limit"
+    else:
+        assert captured.out.split() == ["output", "lower", "upper", "least", "greatest", "status"]
+
+
 def test_many_values_share_the_time(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every value has its turn in a round, widest first; where nothing fits into memory they start again."""
     clock, order = [0.0], []
@@ -223,7 +270,6 @@ def test_a_checkpoint_goes_on(model: str, point: str, tmp_path: Path, capsys: Ca
         (["--device", "cuda:0"], "--method anytime works on the processor"),
         (["--checkpoint", "c.npz"], "--checkpoint is about one value over one region; these are 3 over 1"),
         (["--plot", "p.svg"], "--plot is about one value over one region"),
-        (["--timeout", "1e-3"], "the time was up before the search began"),
     ],
 )
 def test_what_is_wrong_is_named(model: str, point: str, options: list[str], message: str, capsys: Capture) -> None:

@@ -205,7 +205,6 @@ def squashing(folder: Path) -> str:
         (2, ["--method", "crown", "--envelope", "0.1"], "--envelope goes with --method exact"),
         (3, ["SQUASHING"], "Sigmoid (node squashed) has no exact form. --method alpha"),
         (3, ["SQUASHING"], "--envelope ERROR (envelope=...) encloses such operators"),
-        (2, ["--timeout", "1e-3"], "--timeout 0.001: the time was up before the search began"),
     ],
 )
 def test_what_is_wrong_is_named(

@@ -137,10 +137,19 @@ def test_what_is_known_is_printed_when_it_ends_early(
     assert 0 < float(record["lower"]) <= true <= float(record["upper"])
 
 
-def test_a_time_that_is_up_before_the_search_is_said(model: str, point: str, capsys: Capture) -> None:
-    assert main(["radius", model, "--exact", "--input", point, "--timeout", "1e-3"]) == 2
+@pytest.mark.parametrize("options", [[], ["--exact"], ["--label", "2"]])
+def test_a_time_that_is_up_before_the_search_is_said(
+    model: str, point: str, options: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    file = tmp_path / "found.json"
+    assert main(["radius", model, "--input", point, "--timeout", "1e-3", "--json", str(file), *options]) == 0
     captured = capsys.readouterr()
-    assert captured.out == "" and "--timeout 0.001: the time was up before the search began" in captured.err
+    label = {"label": "2"} if "2" in options else {}
+    assert answer(captured.out) == {"status": "limit", "lower": "0", "upper": "inf"} | label
+    assert "--timeout 0.001: the time was up before the model was read" in captured.err
+    record = json.loads(file.read_text(encoding="utf-8"))
+    jsonschema.validate(record, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    assert record["upper"] is None and record["label"] == (2 if label else None)
 
 
 def test_a_point_at_which_onnxruntime_gives_the_label_is_said(
