@@ -1,7 +1,8 @@
 """The exact robust radius: the least change of an input that changes a model's answer, from both sides.
 
 From below come radii within which no other class is reached: first by bounds of the margins alone, then those that
-``milp.distortion`` proves. From above comes the nearest input found that another class wins, with its exact distance.
+``milp.distortion`` proves. From above comes the nearest input found that another class wins, with its exact distance:
+first by an attack, so that there is an upper end before any program is solved.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from milp.exact import Outcome
 from milp.highs import InProcess, Runner
 from milp.settle import Standing
 from verifier import limits
+from verifier.anytime.nearest import FURTHEST, Attack, nearest
 from verifier.errors import InputError, UnsupportedError
 from verifier.exact.refusals import check_operators, explained
 from verifier.radii import Centre, RadiusBracket, RadiusProgress, Report, Status
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from verifier.network import Network
 
 INSTEAD = "verifier verify --input FILE --epsilon R decides single radii with every operator"
+
+ATTACK_SHARE, JUDGED, LINE_STEPS = 0.15, 4, 25
+"""Of the time, for the attack; of its points, how many are looked at, each moved in so many steps towards the input."""
 
 _NUDGES = (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4)
 
@@ -114,7 +119,9 @@ class RadiusSearch:
             status = "exact"
         other = None if self.point is None else int(self.centre.others(self.point).argmax())
         point = None if self.point is None else self.point.numpy().copy()
-        return RadiusBracket(self.lower, self.upper, point, other, self.label, self.centre.norm, status)
+        # As computed in float64 another class may win a little nearer than in real arithmetic.
+        lower = min(self.lower, self.upper)
+        return RadiusBracket(lower, self.upper, point, other, self.label, self.centre.norm, status)
 
     def run(
         self,
@@ -124,8 +131,12 @@ class RadiusSearch:
         runner: Runner | None = InProcess(),  # noqa: B008 - a frozen value
     ) -> None:
         """Work until the radius is known to within the gap, or until the deadline (of ``limits.now``)."""
+        now = limits.now()
+        until = math.inf if deadline is None else now + ATTACK_SHARE * max(deadline - now, 0.0)
         with explained(INSTEAD):
             self.lower = self.centre.by_bounds(deadline)[0]
+        if self.lower < self.centre.reach():
+            self._attack(until)
 
         def watch(standing: Standing) -> None:
             self._hear(standing.bound, standing.point)
@@ -155,7 +166,34 @@ class RadiusSearch:
         self._hear(found.bound, found.point)
         self.failed = found.failed
         if found.status is not Outcome.LIMIT:
-            self.ended = "none" if math.isinf(found.bound) else "open"
+            self.ended = "none" if math.isinf(found.bound) and self.point is None else "open"
+
+    def _attack(self, until: float) -> None:
+        """Examples before any program is solved, each as near to the input as it stays one on the way there."""
+        first = max(2 * self.lower, 1e-3) if math.isfinite(self.lower) else 1.0
+        for size in (first, FURTHEST * first, FURTHEST**2 * first):
+            for point in nearest(self.centre, None, size, Attack(), until)[:JUDGED]:
+                self._approach(point)
+            if math.isfinite(self.upper):
+                return
+
+    def _approach(self, point: Tensor) -> None:
+        if not self._another(point):
+            return
+        low, high, way = 0.0, 1.0, point - self.centre.x
+        for step in range(LINE_STEPS):
+            share = (low + high) / 2 if step else 1.0
+            moved = self.centre.x + share * way
+            if not self._another(moved):
+                low = share
+                continue
+            high = share
+            if self.centre.counts(moved) and (distance := self.centre.distance(moved)) < self.upper:
+                self.point, self.upper = moved, distance
+
+    def _another(self, point: Tensor) -> bool:
+        """Whether another class scores at least as much as the label, as computed in float64."""
+        return float(self.centre.others(point).amax()) >= float(self.centre.scores(point)[self.label])
 
     def _hear(self, bound: float, point: Tensor | None) -> None:
         self.lower = max(self.lower, bound)
@@ -176,6 +214,6 @@ class RadiusSearch:
             return point
         for nudge in _NUDGES:
             moved = (centre.x + (1 + nudge) * (point - centre.x)).clamp(*centre.inner)
-            if float(centre.others(moved).amax()) >= float(centre.scores(moved)[self.label]):
+            if self._another(moved):
                 return moved
         return None

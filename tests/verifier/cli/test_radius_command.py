@@ -137,6 +137,23 @@ def test_what_is_known_is_printed_when_it_ends_early(
     assert 0 < float(record["lower"]) <= true <= float(record["upper"])
 
 
+@pytest.mark.parametrize("norm", ["inf", "1"])
+def test_an_attack_gives_an_upper_end_before_any_program(
+    model: str, point: str, norm: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    true = verifier.exact_radius(model, np.array(X), norm).upper
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("verifier.exact.radius.distortion", late)
+    asked = ["radius", model, "--exact", "--input", point, "--norm", norm]
+    assert main([*asked, "--json", "-"]) == 130
+    record = json.loads(capsys.readouterr().out)
+    assert float(record["lower"]) <= true <= float(record["upper"]) <= 1.05 * true
+    assert leads(model, torch.tensor([[float(v) for v in record["point"]]], dtype=torch.float64)) <= 0
+
+
 @pytest.mark.parametrize("options", [[], ["--exact"], ["--label", "2"]])
 def test_a_time_that_is_up_before_the_search_is_said(
     model: str, point: str, options: list[str], tmp_path: Path, capsys: Capture
