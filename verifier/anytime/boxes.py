@@ -16,6 +16,17 @@ OWN = ("lower", "upper", "bound", "axis", "unstable", "wait", "depth")
 """What every box has, as a tensor."""
 
 
+def halved(lower: Tensor, upper: Tensor, axis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes ``[N, n]`` cut across their ``axis`` ``[N]``: the upper ends of the first halves, the lower ends of the
+    others (they share the face between them), and ``[N]``: whether each half is smaller than its box."""
+    rows = torch.arange(axis.shape[0])
+    low, high = lower[rows, axis], upper[rows, axis]
+    middle = low / 2 + high / 2
+    left, right = upper.clone(), lower.clone()
+    left[rows, axis] = right[rows, axis] = middle
+    return left, right, (low < middle) & (middle < high)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Boxes:
     """N boxes ``lower <= x <= upper`` ``[N, n]``, ``bound`` ``[N]`` of ``sign * f``, the ``axis`` ``[N]`` along which
@@ -77,14 +88,10 @@ class Boxes:
     def halves(self) -> tuple[Boxes, Tensor]:
         """Both halves ``[2N]`` of each box along its axis, which share the point between them, and ``[N]``: whether
         each half is smaller than its box."""
-        rows = torch.arange(self.count)
-        low, high = self.lower[rows, self.axis], self.upper[rows, self.axis]
-        middle = low / 2 + high / 2
-        left, right = self.upper.clone(), self.lower.clone()
-        left[rows, self.axis] = right[rows, self.axis] = middle
+        left, right, smaller = halved(self.lower, self.upper, self.axis)
         deeper = replace(self, depth=self.depth + 1)
         both = Boxes.cat([replace(deeper, upper=left), replace(deeper, lower=right)])
-        return both, (low < middle) & (middle < high)
+        return both, smaller
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -60,6 +60,35 @@ def test_random_networks_agree_with_sampling(seed: int) -> None:
     assert proven.upper - proven.lower < 0.1
 
 
+def test_parts_are_cut_where_the_scores_change() -> None:
+    """Nine of ten inputs do not matter: halving the widest one in turn would prove nothing with so few boxes."""
+    layer = torch.nn.Linear(10, 1, bias=False)
+    with torch.no_grad():
+        layer.weight[:] = torch.nn.functional.one_hot(torch.tensor(6), 10)
+    box = Box(torch.zeros(1, 10), torch.ones(1, 10))
+    found = violation_volume(trace(layer, torch.zeros(10)), box, rows=ROW, threshold=0.3, boxes=40)
+    assert found.lower <= 0.3 <= found.upper <= found.lower + 2**-18
+
+
+class _Jump(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sign(x[..., :1] + 2 * x[..., 1:])
+
+
+class _Steep(torch.nn.Module):
+    """The slope is infinite on an edge of the box."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sqrt(x[..., :1]) + x[..., 1:]
+
+
+@pytest.mark.parametrize(("module", "low", "truth"), [(_Jump(), -1.0, 1 / 2), (_Steep(), 0.0, 0.5**3 / 3)])
+def test_slopes_that_say_nothing(module: torch.nn.Module, low: float, truth: float) -> None:
+    box = Box(torch.full((1, 2), low), torch.ones(1, 2))
+    found = violation_volume(trace(module, torch.zeros(2)), box, rows=ROW, threshold=0.5, boxes=500)
+    assert found.lower <= truth <= found.upper < found.lower + 0.05
+
+
 def test_a_box_that_cannot_be_cut_stays_open(total: Graph) -> None:
     """Two neighbouring numbers: nothing is proven of the box, and nothing claimed."""
     one = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
@@ -69,7 +98,7 @@ def test_a_box_that_cannot_be_cut_stays_open(total: Graph) -> None:
 
 
 def test_no_time_leaves_the_whole_box(total: Graph) -> None:
-    found = violation_volume(total, Box(torch.zeros(1, 2), torch.ones(1, 2)), rows=ROW, threshold=0.5, seconds=0.0)
+    found = violation_volume(total, Box(torch.zeros(1, 2), torch.ones(1, 2)), rows=ROW, threshold=0.5, timeout=0.0)
     assert (found.lower, found.upper, found.boxes, found.open) == (0, 1, 0, 1)
 
 
@@ -88,6 +117,7 @@ def test_proven_limits_are_no_estimate(total: Graph) -> None:
         (Box(torch.zeros(1, 3), torch.ones(1, 3)), {}, "cannot be bounded"),
         (Box(torch.zeros(1, 2), torch.ones(1, 2)), {"boxes": 0}, "boxes=0"),
         (Box(torch.zeros(1, 2), torch.ones(1, 2)), {"rows": None}, "what is a violation"),
+        (Box(torch.zeros(1, 2), torch.ones(1, 2)), {"timeout": -1.0}, "timeout=-1.0"),
     ],
 )
 def test_bad_input_is_explained(total: Graph, region: Box, changes: dict, message: str) -> None:
