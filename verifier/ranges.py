@@ -20,13 +20,11 @@ from bounds.ops.argmax import Place
 from bounds.ops.jumps import Jumping
 from verifier.errors import InputError, UnsupportedError
 from verifier.property.numbers import exact, rank
-from verifier.regions import Number, exact_range, fitting
+from verifier.regions import Number, check_norm, exact_range, fitting
 
 if TYPE_CHECKING:
     from bounds.compute import Method
     from verifier.network import Network
-
-_NORMS = ("inf", "2", "1")
 
 
 def output_range(
@@ -110,8 +108,7 @@ def ball(
     ``x`` holds a whole number of inputs, one after the other. For ``norm`` "inf" this is a ``Box``, for "2" and "1" an
     ``LpBall``. Raises ``InputError``.
     """
-    if norm not in _NORMS:
-        raise InputError(f"norm {norm!r}: the known ones are {', '.join(_NORMS)}")
+    check_norm(norm)
     radius = exact(epsilon, "epsilon")
     if radius < 0:
         raise InputError(f"epsilon: {epsilon} is negative")

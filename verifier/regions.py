@@ -24,6 +24,12 @@ Number = int | float | str | Fraction
 """Anything ``verifier.property.numbers.exact`` takes (``Decimal`` and numpy scalars too)."""
 
 
+def check_norm(norm: str) -> None:
+    """Raise ``InputError`` for what is no name of a ball's norm."""
+    if norm not in ("inf", "2", "1"):
+        raise InputError(f"norm {norm!r}: the known ones are inf, 2 and 1")
+
+
 def robustness(
     model: str | Path | bytes | Network,
     x: np.ndarray,

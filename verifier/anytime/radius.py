@@ -26,7 +26,7 @@ from verifier.cases import dtype_of
 from verifier.errors import InputError
 from verifier.radii import Centre, Prover, RadiusBracket, RadiusProgress, Report, Status
 from verifier.ranges import single
-from verifier.regions import Number, robustness
+from verifier.regions import Number, check_norm, robustness
 from verifier.replay import open_session
 from verifier.strategy import MOST_FREE_INPUTS
 from verifier.verdict import TimedOut, Verified, Violated
@@ -98,8 +98,7 @@ class BracketSearch:
         seed: int = 0,
     ) -> None:
         """Look at what is asked. Raises as ``radius``."""
-        if norm not in ("inf", "2", "1"):
-            raise InputError(f"norm {norm!r}: the known ones are inf, 2 and 1")
+        check_norm(norm)
         if not 0 < gap < 1:
             raise InputError(f"gap: {gap} is not between 0 and 1 (it is a share of the radius)")
         self.centre = Centre.of(network, x, norm, label, data_range)

@@ -23,6 +23,7 @@ from bounds import Graph, LpBall
 from bounds.layouts import flat
 from verifier.errors import InputError, UnsupportedError
 from verifier.ranges import jumps
+from verifier.regions import check_norm
 from verifier.statistics.estimate import Estimate, Refused, check_confidence, check_count
 from verifier.statistics.sampling import uniform
 from verifier.statistics.violations import check_graph, chunk, margins_of
@@ -127,8 +128,7 @@ def _ball(graph: Graph, x: Tensor, radius: float, norm: str) -> LpBall:
             f"the network jumps at {', '.join(places)}: it has no Lipschitz constant (splitting and monte_carlo "
             "estimate the probability of a violation without one)"
         )
-    if norm not in ("inf", "2", "1"):
-        raise InputError(f"norm {norm!r}: the known ones are inf, 2 and 1")
+    check_norm(norm)
     shape = graph.nodes[graph.inputs[0]].shape
     if not isinstance(x, Tensor) or tuple(x.shape) != shape:
         raise InputError(f"x {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}: one tensor of {shape}")
