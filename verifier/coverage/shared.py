@@ -19,6 +19,9 @@ from verifier.coverage.suite import Suite
 _CLIMBED = 2
 """Linear pieces that are climbed after the relaxation."""
 
+_MOST = 1024
+"""Neurons of a network beyond which the relaxation is left out: with 3,172 (convolutions) it took over a minute."""
+
 _BEYOND = 1.01
 """A step over the end of a piece, in lengths of the step."""
 
@@ -32,8 +35,11 @@ class Shared:
 
     def points(self, values: Values) -> list[np.ndarray]:
         """Points of the region that were climbed to, where requirements pull as they do at an input with these
-        ``values`` ``[1, size]``; none where they share no objective."""
+        ``values`` ``[1, size]``; none where they share no objective,
+        or the network is large."""
         requirements, limits = self.suite.requirements, Limits(seconds=self.suite.left)
+        if requirements.subject.total > _MOST:
+            return []
         weights, found = requirements.pulls(values, self.suite.open), list[np.ndarray]()
         if not weights:
             return found
