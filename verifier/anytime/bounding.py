@@ -265,3 +265,16 @@ def _smooth(plan: Plan, domain: Domain) -> bool:
         except NoDerivativeError:
             return False
     return True
+
+
+def without_bounds(graph: Graph, domain: Domain) -> str:
+    """The first node whose interval bounds on the region are not finite, as it is called in messages ("": none)."""
+    plan = plan_of(graph, torch.float64, "cpu", Rounding.of(torch.float64))
+    low, high = (end.reshape(1, *domain.shape) for end in domain.ends())
+    with torch.no_grad(), plain_products():
+        known = propagate(plan, Box(low, high))[0].bounds
+    for number, ends in sorted(known.items()):
+        if not all(bool(end.isfinite().all()) for end in ends):
+            node = plan.graph.nodes[number]
+            return f"node {number} ({type(node.op).__name__}, {node.name!r})"
+    return ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from torch import Tensor
 from bounds import Box, DomainError, Graph, LpBall
 from verifier import limits
 from verifier.anytime import saved
-from verifier.anytime.bounding import Function
+from verifier.anytime.bounding import Function, without_bounds
 from verifier.anytime.domain import Domain
 from verifier.anytime.enclosure import Enclosure, Status
 from verifier.anytime.fixed import Reduced
@@ -24,6 +26,9 @@ from verifier.ranges import single
 
 if TYPE_CHECKING:
     from verifier.network import Network
+
+
+_LOG = logging.getLogger(__name__)
 
 
 def refine(  # noqa: PLR0913 - the questions that a caller may ask
@@ -50,7 +55,8 @@ def refine(  # noqa: PLR0913 - the questions that a caller may ask
     ``gap``, after ``timeout`` seconds (counted from the first step, looked at between steps), where the boxes would
     take more than ``memory`` bytes, or where nothing can be split any more. For networks that are piecewise linear
     without jumps the gaps close after finitely many steps, up to rounding; one that jumps has no Lipschitz constant and
-    is bounded without. ``checkpoint`` names a file that the state
+    is bounded without. Where ends are infinite the log names the
+    node without finite bounds. ``checkpoint`` names a file that the state
     is written to every ten seconds and at the limit; a refinement of the same function over the same region goes on
     from it, and it is removed once nothing is left to do.
 
@@ -98,10 +104,15 @@ def _followed(refiner: Refiner, writer: Saver | None, start: float) -> Iterator[
     """The states of a refinement as enclosures, the last one with the reason why it is the last."""
     known = None if writer is None else writer.load()
     first, state = None if known is None else saved.restored(refiner, known), None
+    said, domain = False, refiner.function.domain
     try:
         for state in refiner.run(first):
             ended: Status = "limit" if refiner.exhausted(state) or limits.now() >= refiner.until else "open"
-            yield refiner.terminate(state, limits.now() - start, ended)
+            enclosure = refiner.terminate(state, limits.now() - start, ended)
+            if not said and math.isinf(enclosure.gap) and (node := without_bounds(refiner.function.graph, domain)):
+                _LOG.warning("%s has no finite bounds on the region: ends stay infinite where splits do not help", node)
+            said = True
+            yield enclosure
             if writer is not None and limits.now() >= writer.due:
                 writer.save(saved.tensors(refiner, state))
     except DomainError as error:

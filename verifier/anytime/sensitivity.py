@@ -7,6 +7,7 @@ over all parts together.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from bounds import Box, DomainError, Graph, LpBall, jacobian_bounds
 from bounds.ops.base import NoDerivativeError
 from verifier import limits
+from verifier.anytime.bounding import without_bounds
 from verifier.anytime.domain import Domain
 from verifier.anytime.points import samples
 from verifier.anytime.refinement import functional_graph
@@ -25,6 +27,8 @@ from verifier.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from verifier.network import Network
+
+_LOG = logging.getLogger(__name__)
 
 BATCH = 16
 """Parts that are halved in a round."""
@@ -101,6 +105,9 @@ def sensitivity(  # noqa: PLR0913 - the questions that a caller may ask
         if not work.halve(left):
             break
     low, high = domain.ends()
+    infinite = bool((~torch.cat(work.ends()).isfinite()).any())
+    if infinite and (node := without_bounds(graph, domain)):
+        _LOG.warning("%s has no finite bounds on the region, so that some slopes have none", node)
     return Sensitivity(*work.ends(), _seen(graph, domain, seed), (high - low)[0], work.count)
 
 

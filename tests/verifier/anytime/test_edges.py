@@ -17,6 +17,7 @@ from verifier.anytime.closing import Program, encodable
 from verifier.anytime.domain import Domain
 from verifier.anytime.enclosure import Enclosure
 from verifier.anytime.refinement import refine
+from verifier.anytime.sensitivity import sensitivity
 from verifier.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,10 +58,19 @@ def test_functions_that_are_not_finite_are_named(function: Any, low: float, high
         last(graph(function), box(low, high))
 
 
-def test_nothing_is_claimed_beyond_the_greatest_float() -> None:
-    """Finite at every point that is tried, not everywhere."""
+def test_nothing_is_claimed_beyond_the_greatest_float(caplog: pytest.LogCaptureFixture) -> None:
+    """Finite at every point that is tried, not everywhere: the log says at which node."""
     found = last(graph(lambda x: 1 / (x - 0.123)), box(0, 1), steps=4)
     assert found.lower == -math.inf and found.upper == math.inf and found.gap == math.inf and found.status == "open"
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("verifier")]
+    assert len(said) == 1 and "(Reciprocal, 'reciprocal') has no finite bounds on the region" in said[0]
+
+
+def test_slopes_without_ends_are_explained(caplog: pytest.LogCaptureFixture) -> None:
+    found = sensitivity(graph(torch.exp), box(0, 800), splits=0)
+    assert bool(found.upper.isinf().all())
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("verifier")]
+    assert len(said) == 1 and "(Exp, 'exp') has no finite bounds on the region" in said[0]
 
 
 def test_one_infinite_side_is_a_gap() -> None:
