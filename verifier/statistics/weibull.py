@@ -87,26 +87,43 @@ def distances(fit: Fit, maxima: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(share - steps[1:]).max(1), np.abs(share - steps[:-1]).max(1))
 
 
-def goodness(fit: Fit, maxima: np.ndarray, draws: int, seed: int) -> float:
-    """The p-value of the Kolmogorov-Smirnov distance of one sample ``[1, n]``, by parametric bootstrap.
+@dataclass(frozen=True, slots=True, eq=False)
+class Resampled:
+    """Of B samples drawn from a fit and fitted again: their Kolmogorov-Smirnov ``distances`` ``[B]``, and the mean
+    ``ratio`` by which twice the log-likelihood falls to the location that they were drawn with (of chi-squared: 1)."""
 
-    The parameters were fitted to the same sample, so the usual table would hardly ever reject: samples are drawn from
-    the fitted distribution, fitted again, and their distances compared (Stute, Gonzalez Manteiga and Presedo Quindimil,
-    Metrika 40, 1993). At least ``1 / (draws + 1)``.
-    """
+    distances: np.ndarray
+    ratio: float
+
+    def p_value(self, distance: float) -> float:
+        """Of such a distance, at least ``1 / (B + 1)``. The parameters were fitted to the same sample, so the usual
+        table would hardly ever reject (Stute, Gonzalez Manteiga and Presedo Quindimil, Metrika 40, 1993)."""
+        return float((1 + (self.distances >= distance).sum()) / (len(self.distances) + 1))
+
+
+def resampled(fit: Fit, size: int, draws: int, seed: int) -> Resampled:
+    """A parametric bootstrap: ``draws`` samples of ``size`` maxima from the first of the fits."""
     generator = np.random.default_rng(seed)
-    drawn = -generator.weibull(fit.shape[0], (draws, maxima.shape[1]))  # location and scale change no distance
-    again = distances(fitted(drawn), drawn)
-    return float((1 + (again >= distances(fit, maxima)[0]).sum()) / (draws + 1))
+    drawn = -generator.weibull(fit.shape[0], (draws, size))  # location and scale change neither distances nor ratios
+    again = fitted(drawn)
+    most = drawn.max(1, keepdims=True)
+    unit = (most - drawn).mean(1, keepdims=True)
+    there = np.log10(np.maximum(-most / unit, 1e-300))
+    likelihood = _profile((most - drawn) / unit, there)[0][:, 0] - size * np.log(unit[:, 0])
+    ratios = 2 * np.maximum(again.likelihood - likelihood, 0)
+    return Resampled(distances(again, drawn), float(ratios.mean()))
 
 
-def location_limits(fit: Fit, maxima: np.ndarray, confidence: float) -> tuple[float, float]:
+def location_limits(fit: Fit, maxima: np.ndarray, confidence: float, ratio: float) -> tuple[float, float]:
     """Limits of the location of one sample ``[1, n]``: where twice the profile log-likelihood falls by the quantile of
-    chi-squared of one degree. Never below the largest observation; infinite where it does not fall that far."""
+    chi-squared of one degree times ``ratio`` (at least 1): Bartlett's correction, by resampling (Rocke, Journal of the
+    American Statistical Association 84, 1989). Never below the largest observation; infinite where it does not fall
+    that far."""
     most = float(maxima.max())
     unit = float((most - maxima).mean())
     profile = _profile((most - maxima) / unit, _LIMIT_DECADES[None])[0][0] - maxima.shape[1] * math.log(unit)
-    outside = np.flatnonzero(2 * (float(fit.likelihood[0]) - profile) > chi2.ppf(confidence, 1))
+    fall = chi2.ppf(confidence, 1) * max(ratio, 1.0)
+    outside = np.flatnonzero(2 * (float(fit.likelihood[0]) - profile) > fall)
     places = most + unit * 10**_LIMIT_DECADES
     end = float(fit.location[0])
     left, right = outside[places[outside] < end], outside[places[outside] > end]
