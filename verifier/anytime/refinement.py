@@ -27,7 +27,6 @@ from verifier.ranges import single
 if TYPE_CHECKING:
     from verifier.network import Network
 
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -55,10 +54,10 @@ def refine(  # noqa: PLR0913 - the questions that a caller may ask
     ``gap``, after ``timeout`` seconds (counted from the first step, looked at between steps), where the boxes would
     take more than ``memory`` bytes, or where nothing can be split any more. For networks that are piecewise linear
     without jumps the gaps close after finitely many steps, up to rounding; one that jumps has no Lipschitz constant and
-    is bounded without. Where ends are infinite the log names the
-    node without finite bounds. ``checkpoint`` names a file that the state
-    is written to every ten seconds and at the limit; a refinement of the same function over the same region goes on
-    from it, and it is removed once nothing is left to do.
+    is bounded without. Where ends are infinite the log names the node without finite bounds.
+
+    ``checkpoint`` names a file that the state is written to every ten seconds and at the limit; a refinement of the
+    same function over the same region goes on from it, and it is removed once nothing is left to do.
 
     Raises ``InputError`` and ``UnsupportedError`` at the first step.
     """
