@@ -10,9 +10,10 @@ largest product of slope and width; the others stay at the centre) by the refine
 
 A range is known to a share where ``[lower, upper]`` is wider than ``[least, greatest]`` by at most that share of the
 latter (``Enclosure.excess``). A cell has the evaluations up to there (boxes bounded, points evaluated, linear programs
-solved) and processor seconds in one thread; ``> N``: not within the limit, which allowed N evaluations. The nested
-search has to be told a gap, and is run once for each share: it gets the one that the refiner's answer says is needed.
-Its function values are taken as computed.
+solved) and processor seconds in one thread; ``> N``: not within the limit, which allowed N evaluations; the nested
+search goes on beyond it until it has had ten times as many as the refiner at 1 %. It has to be told a gap, and is run
+once for each share: it gets the one that the refiner's answer says is needed. Its function values are taken as
+computed.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ NETWORKS = (
 )
 SHARES = (0.1, 0.01, 0.001)
 VARIED = (2, 3)
+
+TOLD, TIMES = 0.01, 10
+"""The nested search is not stopped before it has had so many times the refiner's evaluations at this share."""
 
 Cost = tuple[int, float]
 """Evaluations, processor seconds."""
@@ -149,15 +153,16 @@ def by_intervals(problem: Problem, limit: float) -> Watch:
         lows, highs, ends = lows[rest], highs[rest], ends[rest]
 
 
-def by_nested(problem: Problem, limit: float, width: float) -> Watch:
-    """One search from below and one from above for each share; ``width`` is that of the range."""
+def by_nested(problem: Problem, limit: float, width: float, least: int) -> Watch:
+    """One search from below and one from above for each share; ``width`` is that of the range. It ends after the
+    limit, and not before ``least`` evaluations."""
     watch, graph, free = Watch(limit), problem.graph.to(torch.float64), problem.free
     point = (problem.box.lower / 2 + problem.box.upper / 2).clone()
     low, high = problem.box.lower.flatten()[free].tolist(), problem.box.upper.flatten()[free].tolist()
     constants = problem.slopes()[free].tolist()
 
     def value(sign: float, at: Sequence[float]) -> tuple[float, float]:
-        if watch.spent > limit:
+        if watch.spent > limit and watch.evaluations > least:
             raise TimeoutError
         watch.evaluations += 1
         point.view(-1)[free] = torch.tensor(at, dtype=torch.float64)
@@ -189,8 +194,9 @@ def rows(problem: Problem, limit: float) -> Iterator[list[str]]:
         watch, found = by_refiner(part, limit)
         if varied < count:
             yield line(problem.name, varied, "refiner", watch)
+        least = TIMES * watch.reached.get(TOLD, (0, 0.0))[0]
         with torch.no_grad():
-            yield line(problem.name, varied, "nested", by_nested(part, limit, found.greatest - found.least))
+            yield line(problem.name, varied, "nested", by_nested(part, limit, found.greatest - found.least, least))
 
 
 def line(name: str, inputs: int, method: str, watch: Watch) -> list[str]:
