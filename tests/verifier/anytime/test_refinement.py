@@ -39,8 +39,8 @@ def check(graph: Graph, box: Box) -> list[Enclosure]:
         assert one.lower <= two.lower and two.least <= one.least
         assert one.upper >= two.upper and two.greatest >= one.greatest
     assert found[-1].status == "exact"
-    assert found[-1].lower == pytest.approx(low.value, abs=2 * GAP)
-    assert found[-1].upper == pytest.approx(-high.value, abs=2 * GAP)
+    assert found[-1].lower == pytest.approx(low.bound, abs=GAP, rel=0)
+    assert found[-1].upper == pytest.approx(-high.bound, abs=GAP, rel=0)
     return found
 
 
@@ -85,3 +85,21 @@ def test_one_side_alone_says_nothing_of_the_other() -> None:
     last = list(refine(graph, box, of="min", gap=1e-3))[-1]
     assert math.isinf(last.upper) and math.isinf(last.greatest) and last.greatest_at is None
     assert last.least - last.lower <= 1e-3 and last.status == "exact"
+
+
+def test_rows_and_margins_close_in_on_exact_ones() -> None:
+    """A row over three outputs, and the margin of a class: the least one over each other class."""
+    torch.manual_seed(2)
+    graph = trace(nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3)), torch.zeros(1, 2))
+    box = Box(*(torch.full((1, 1, 2), end, dtype=torch.float64) for end in (-1.0, 1.0)))
+    row = torch.tensor([[0.5, -2.0, 1.0]], dtype=torch.float64)
+    last = list(refine(graph, box, row, gap=1e-5))[-1]
+    low, high = minimum(graph, box, row, gap=1e-6), minimum(graph, box, -row, gap=1e-6)
+    assert last.status == "exact" and last.lower <= low.value and -high.value <= last.upper
+    assert low.bound <= last.least <= low.value + 1e-5 and -high.value - 1e-5 <= last.greatest <= -high.bound
+    for label in range(3):
+        one, *others = torch.eye(3, dtype=torch.float64).roll(-label, 0).unsqueeze(1)
+        margins = [minimum(graph, box, one - other, gap=1e-6) for other in others]
+        last = list(refine(graph, box, label=label, of="min", gap=1e-5))[-1]
+        assert last.status == "exact" and last.lower <= min(m.value for m in margins)
+        assert min(m.bound for m in margins) <= last.least <= min(m.value for m in margins) + 1e-5
