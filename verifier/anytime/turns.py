@@ -42,7 +42,7 @@ Place = tuple[int, int]
 class Ends:
     """Over N regions, of R values, all ``[N, R]`` in float64 and proven in real arithmetic over the stored weights:
     ``lower <= min f <= least`` and ``greatest <= max f <= upper``. ``status`` of each: "exact", both gaps are at most
-    what was asked for; "open", nothing more can be done; "limit", not done."""
+    what was asked for; "open", nothing more can be done; "limit", the time or the memory was used up."""
 
     lower: Tensor
     upper: Tensor
@@ -107,7 +107,7 @@ class Turns:
                 f"a checkpoint is of one value over one region; these are {self.lower.numel()} (name one functional, "
                 "such as y[0])"
             )
-        self.ended = dict[Place, Status]()
+        self.ended, self.heard = dict[Place, Status](), dict[Place, Status]()
         self.waiting = dict[Place, Generator[Enclosure]]()
         self._try_points()
         self.start, self.history = start, list[Enclosure]()
@@ -158,12 +158,9 @@ class Turns:
                     return
                 break
         else:
-            self.ended[place] = self._reason(deadline)
+            late = deadline is not None and limits.now() >= deadline
+            self.ended[place] = "limit" if late else self.heard[place]
         refinement.close()
-
-    def _reason(self, deadline: float | None) -> Status:
-        """Why a refinement came to its end: the time was up, or nothing more could be done (or kept)."""
-        return "limit" if deadline is not None and limits.now() >= deadline else "open"
 
     def _begun(self, place: Place, deadline: float | None) -> Generator[Enclosure]:
         effort, count = self.effort, min(self.lower.numel(), self._room() + 1)
@@ -210,6 +207,7 @@ class Turns:
             self.greatest[n] = torch.where(low.isnan(), -math.inf, low).amax(0)
 
     def _hear(self, place: Place, enclosure: Enclosure) -> None:
+        self.heard[place] = enclosure.status
         self.lower[place] = max(float(self.lower[place]), enclosure.lower)
         self.least[place] = min(float(self.least[place]), enclosure.least)
         self.greatest[place] = max(float(self.greatest[place]), enclosure.greatest)

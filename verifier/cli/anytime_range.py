@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from decimal import ROUND_CEILING, ROUND_FLOOR
 from typing import TYPE_CHECKING, Any
 
 from verifier import limits
 from verifier.cli import INTERRUPTED, four_ends
 from verifier.cli.search import Ending, follow, in_time
-from verifier.cli.text import aligned
+from verifier.cli.text import aligned, answered
 from verifier.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,19 +78,8 @@ def answer(
         for line in (*_weaker(network), *_summary(arguments, found, gap, ending, spent)):
             print(f"verifier: {line}", file=sys.stderr)
     record |= four_ends.record(found, gap, ending, spent)
-    _print(arguments, record, aligned(four_ends.table(found, names, WAYS)))
+    answered(aligned(four_ends.table(found, names, WAYS)), record, arguments.json)
     return INTERRUPTED if ending == "interrupted" else 0
-
-
-def _print(arguments: argparse.Namespace, record: dict[str, Any], lines: Iterable[str]) -> None:
-    text = "\n".join(lines)
-    if arguments.json is not None:
-        data = json.dumps(record, indent=1, allow_nan=False)
-        if str(arguments.json) == "-":
-            text = data
-        else:
-            arguments.json.write_text(data + "\n", encoding="utf-8")
-    print(text, flush=True)
 
 
 def _begun(
@@ -149,7 +137,8 @@ def _summary(
     what = f"{'interval' if isinstance(found, four_ends.Outside) else 'anytime'} bounds of {four_ends.counted(found)}"
     left = sum(state != "exact" for state in states)
     if left:
-        why = {"limit": "the time is up", "interrupted": "interrupted", "done": "nothing more could be done"}[ending]
+        done = "the memory is used up (--memory)" if "limit" in states else "nothing more could be done"
+        why = {"limit": "the time is up", "interrupted": "interrupted", "done": done}[ending]
         yield (
             f"{what} in {seconds:.1f} s; {why}: {left} of {len(states)} are not known to within {gap:g}; all ends are "
             "proven in real arithmetic"
@@ -158,7 +147,6 @@ def _summary(
         yield f"{what}, known to within {gap:g}, in {seconds:.1f} s; all ends are proven in real arithmetic"
     if arguments.checkpoint is not None and arguments.checkpoint.exists():
         yield f"the same command goes on from {arguments.checkpoint}"
-
 
 
 def _write(arguments: argparse.Namespace, network: Network, found: four_ends.FourEnds, turns: Turns | None) -> None:

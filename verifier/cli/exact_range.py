@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from verifier import limits
 from verifier.cli import INTERRUPTED, four_ends, options
 from verifier.cli.search import Ending, follow, in_time
-from verifier.cli.text import aligned
+from verifier.cli.text import aligned, answered
 from verifier.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,15 +66,8 @@ def answer(
         print(f"verifier: {_summary(arguments, found, gap, ending, seconds)}", file=sys.stderr)
         if search is not None and search.failed:
             print(f"verifier: the solver's own search failed: {search.failed}", file=sys.stderr)
-    text = "\n".join(aligned(four_ends.table(found, names, WAYS)))
-    if arguments.json is not None:
-        record = record | four_ends.record(found, gap, ending, seconds) | options.enclosed(arguments)
-        data = json.dumps(record, indent=1, allow_nan=False)
-        if str(arguments.json) == "-":
-            text = data
-        else:
-            arguments.json.write_text(data + "\n", encoding="utf-8")
-    print(text, flush=True)
+    record = record | four_ends.record(found, gap, ending, seconds) | options.enclosed(arguments)
+    answered(aligned(four_ends.table(found, names, WAYS)), record, arguments.json)
     return INTERRUPTED if ending == "interrupted" else 0
 
 

@@ -152,6 +152,12 @@ def device(text: str) -> str:
     return text
 
 
+def check_normalisation(arguments: argparse.Namespace) -> None:
+    """Raise ``InputError`` for a mean without a deviation, and the other way round."""
+    if (arguments.mean is None) != (arguments.std is None):
+        raise InputError("--mean and --std belong together")
+
+
 def enclosed(arguments: argparse.Namespace) -> dict[str, float]:
     """What a record says of ``--envelope``."""
     return {} if arguments.envelope is None else {"envelope": arguments.envelope}

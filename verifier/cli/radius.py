@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from decimal import ROUND_CEILING, ROUND_FLOOR
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from verifier import __version__, limits
 from verifier.cli import INTERRUPTED, options
 from verifier.cli.search import Ending, follow, in_time, too_short
-from verifier.cli.text import outward
+from verifier.cli.text import answered, outward
 from verifier.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,14 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"verifier: {line}", file=sys.stderr)
         if search.failed:
             print(f"verifier: the solver's own search failed: {search.failed}", file=sys.stderr)
-    if arguments.json is not None:
-        text = json.dumps(_record(arguments, found, confirmed, ending, seconds), indent=1, allow_nan=False)
-        if str(arguments.json) == "-":
-            print(text, flush=True)
-            return _code(ending)
-        arguments.json.write_text(text + "\n", encoding="utf-8")
-    print("\n".join(_lines(found)), flush=True)
-    return _code(ending)
+    answered(_lines(found), _record(arguments, found, confirmed, ending, seconds), arguments.json)
+    return INTERRUPTED if ending == "interrupted" else 0
 
 
 def _load(exact: bool) -> None:
@@ -98,17 +91,11 @@ def _load(exact: bool) -> None:
 def _nothing(arguments: argparse.Namespace, loaded: float) -> int:
     """The answer where the time was up before the model was read and had said what class the input has."""
     print(f"verifier: {too_short(arguments.timeout, loaded, 'the radius')}", file=sys.stderr)
-    if arguments.json is not None:
-        seconds = round(limits.now() - limits.process_start(), 3)
-        known = {"label": arguments.label, "status": "limit", "ending": "limit", "semantics": "real",
-                 "lower": "0", "upper": None}  # fmt: skip
-        text = json.dumps(_asked(arguments) | known | {"seconds": seconds}, indent=1, allow_nan=False)
-        if str(arguments.json) == "-":
-            print(text, flush=True)
-            return 0
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+    seconds = round(limits.now() - limits.process_start(), 3)
+    known = {"label": arguments.label, "status": "limit", "ending": "limit", "semantics": "real",
+             "lower": "0", "upper": None, "seconds": seconds}  # fmt: skip
     label = [] if arguments.label is None else [f"label {arguments.label}"]
-    print("\n".join(["limit", "lower 0", "upper inf", *label]), flush=True)
+    answered(["limit", "lower 0", "upper inf", *label], _asked(arguments) | known, arguments.json)
     return 0
 
 
@@ -119,8 +106,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--gap {arguments.gap:g}: without --exact it is a share of the radius, below 1")
     if arguments.input is None:
         raise InputError("--input FILE is needed: the input whose distance to another class is asked for")
-    if (arguments.mean is None) != (arguments.std is None):
-        raise InputError("--mean and --std belong together")
+    options.check_normalisation(arguments)
 
 
 def _timeout(arguments: argparse.Namespace) -> float | None:
@@ -168,10 +154,6 @@ def _confirmed(arguments: argparse.Namespace, network: Network, found: RadiusBra
         with open(arguments.output, "wb") as target:  # numpy would add its own ending to a name
             np.save(target, found.point)
     return confirm(network, found.point, found.label)
-
-
-def _code(ending: Ending) -> int:
-    return INTERRUPTED if ending == "interrupted" else 0
 
 
 def _describe(progress: RadiusProgress) -> str:

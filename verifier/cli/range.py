@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from decimal import ROUND_CEILING, ROUND_FLOOR
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from verifier import __version__, limits
 from verifier.cli import anytime_range, exact_range, four_ends, options
 from verifier.cli.search import in_time, too_short
-from verifier.cli.text import aligned, outward
+from verifier.cli.text import aligned, answered, outward
 from verifier.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"they hold in {arguments.semantics} arithmetic",
             file=sys.stderr,
         )
-    _answer(arguments, found, names, seconds)
+    answered(aligned(_table(found, names)), _record(arguments, found, names, seconds), arguments.json)
     return 0
 
 
@@ -118,8 +117,7 @@ def _check(arguments: argparse.Namespace) -> None:
     given = [name for name in ("input", "data", "box") if getattr(arguments, name) is not None]
     if len(given) != 1:
         raise InputError("a region is needed: one of --input FILE, --data FILE.npz (with --epsilon R), --box FILE.npz")
-    if (arguments.mean is None) != (arguments.std is None):
-        raise InputError("--mean and --std belong together")
+    options.check_normalisation(arguments)
     if arguments.steps is not None and arguments.method != "alpha":
         raise InputError(f"--steps goes with --method alpha: {arguments.method} takes no steps")
     anytime_range.check(arguments)
@@ -148,16 +146,10 @@ def _load(method: str) -> None:
 def _nothing(arguments: argparse.Namespace, loaded: float) -> int:
     """The answer where the time was up before the model was read: no value is known by name."""
     print(f"verifier: {too_short(arguments.timeout, loaded, 'its outputs')}", file=sys.stderr)
-    if arguments.json is not None:
-        gap = anytime_range.GAP if arguments.gap is None else arguments.gap
-        record = _head(arguments, [], "real") | {side: list[str]() for side in (*four_ends.SIDES, "status")}
-        record |= {"gap": gap, "ending": "limit", "seconds": round(limits.now() - limits.process_start(), 3)}
-        text = json.dumps(record, indent=1, allow_nan=False)
-        if str(arguments.json) == "-":
-            print(text, flush=True)
-            return 0
-        arguments.json.write_text(text + "\n", encoding="utf-8")
-    print("\n".join(aligned([four_ends.head(False)])), flush=True)
+    gap = anytime_range.GAP if arguments.gap is None else arguments.gap
+    record = _head(arguments, [], "real") | {side: list[str]() for side in (*four_ends.SIDES, "status")}
+    record |= {"gap": gap, "ending": "limit", "seconds": round(limits.now() - limits.process_start(), 3)}
+    answered(aligned([four_ends.head(False)]), record, arguments.json)
     return 0
 
 
@@ -233,16 +225,6 @@ def _names(network: Network, arguments: argparse.Namespace) -> list[str]:
 def _count(found: Bounds) -> str:
     boxes = found.lower.shape[0]
     return "1 region" if boxes == 1 else f"{boxes} regions"
-
-
-def _answer(arguments: argparse.Namespace, found: Bounds, names: list[str], seconds: float) -> None:
-    if arguments.json is not None:
-        text = json.dumps(_record(arguments, found, names, seconds), indent=1, allow_nan=False)
-        if str(arguments.json) == "-":
-            print(text)
-            return
-        arguments.json.write_text(text + "\n", encoding="utf-8")
-    print("\n".join(aligned(_table(found, names))))
 
 
 def _record(arguments: argparse.Namespace, found: Bounds, names: list[str], seconds: float) -> dict[str, Any]:

@@ -125,8 +125,7 @@ def _region_task(arguments: argparse.Namespace) -> Message:
         raise InputError("a region (--input, --box) goes with one model and no property file")
     if (arguments.input is None) == (arguments.box is None):
         raise InputError("--input and --box both name the region: give one of them")
-    if (arguments.mean is None) != (arguments.std is None):
-        raise InputError("--mean and --std belong together")
+    options.check_normalisation(arguments)
     task = {"networks": {"": arguments.files[0]}, "label": arguments.label, "mean": arguments.mean,
             "std": arguments.std, "data_range": arguments.data_range}
     if arguments.box is not None:

@@ -247,10 +247,12 @@ def test_a_checkpoint_goes_on(model: str, point: str, tmp_path: Path, capsys: Ca
     file = tmp_path / "state.npz"
     asked = ["range", model, "--input", point, "--epsilon", "2", "--functional", "norm2(y)", "--checkpoint", str(file)]
     # Nothing is left to do at a wide gap: the file is removed. At a narrow one the memory is used up first.
-    assert main([*asked, "--gap", "1e-9", "--memory", "1e-6"]) == 0
+    assert main([*asked, "--gap", "1e-9", "--memory", "1e-6", "--timeout", "600"]) == 0
     captured = capsys.readouterr()
     assert file.exists() and f"the same command goes on from {file}" in captured.err
-    ((_, *first, _),) = table(captured.out)
+    assert "the memory is used up (--memory): 1 of 1 are not known to within 1e-09" in captured.err
+    ((_, *first, status),) = table(captured.out)
+    assert status == "limit"
     assert main([*asked, "--gap", "0.5", "-q"]) == 0
     ((_, *second, status),) = table(capsys.readouterr().out)
     assert status == "exact" and not file.exists()
