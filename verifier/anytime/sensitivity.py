@@ -20,6 +20,7 @@ from bounds import Box, DomainError, Graph, LpBall, jacobian_bounds
 from bounds.ops.base import NoDerivativeError
 from verifier import limits
 from verifier.anytime.bounding import without_bounds
+from verifier.anytime.boxes import halved
 from verifier.anytime.domain import Domain
 from verifier.anytime.points import samples
 from verifier.anytime.refinement import functional_graph
@@ -140,15 +141,10 @@ class _Parts:
         widest = (self.high - self.low) * torch.nan_to_num(self.most - self.least, posinf=1e300)
         score = torch.where(deciding, math.inf, widest.amax(1))
         chosen = score.topk(min(BATCH, self.count, allowed)).indices
-        axis = self._axis(chosen)
-        rows = torch.arange(chosen.shape[0])
-        one, two = self.low[chosen].clone(), self.high[chosen].clone()
-        middle = one[rows, axis] / 2 + two[rows, axis] / 2
-        smaller = (one[rows, axis] < middle) & (middle < two[rows, axis])
+        one, two = self.low[chosen], self.high[chosen]
+        left, right, smaller = halved(one, two, self._axis(chosen))
         if not bool(smaller.any()):
             return False
-        left, right = two.clone(), one.clone()
-        left[rows, axis] = right[rows, axis] = middle
         low, high = torch.cat([one[smaller], right[smaller]]), torch.cat([left[smaller], two[smaller]])
         there = self.domain.inhabited(low, high)
         low, high = low[there], high[there]

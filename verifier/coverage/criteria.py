@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,9 +30,9 @@ class Reaching(Requirements):
     """Requirement r: at some input ``sign[r] * value(neuron[r]) > sign[r] * limit[r]``; ``neuron`` ``[R]`` counts
     through all layers, ``limit`` is float64, ``sign`` 1 or -1."""
 
-    neuron: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    sign: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    limit: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    neuron: Tensor
+    sign: Tensor
+    limit: Tensor
 
     def describe(self, number: int) -> str:
         layer, element = place(self.subject.layers, int(self.neuron[number]))
@@ -127,7 +127,7 @@ class Leading(Requirements):
     """Requirement r: at some input neuron r is among the ``k`` largest of its layer, of equal ones those that come
     first."""
 
-    k: int = 1
+    k: int
 
     def describe(self, number: int) -> str:
         layer, element = place(self.subject.layers, number)

@@ -33,11 +33,11 @@ class Piece:
     ) -> tuple[float, np.ndarray | None]:
         """The greatest ``sign * value`` of the goal's neuron where layers keep to ``ends`` too, and an input there
         (-inf, None: the solver finds none)."""
-        column, (lower, upper) = int(self.model.columns[goal.node][goal.element]), self._cut(ends)
+        column, model = int(self.model.columns[goal.node][goal.element]), within(self.model, ends)
         cost = torch.zeros_like(self.model.cost)
         if column >= 0:
             cost[column] = -goal.sign
-        found = self.simplex.solve(lower, upper, cost, limits=Limits(limits.seconds))
+        found = self.simplex.solve(model.lower, model.upper, cost, limits=Limits(limits.seconds))
         return (-math.inf, None) if found.x is None else (-found.value + 0.0, self._input(found.x))
 
     def nearest(self, goal: Goal, limits: Limits) -> np.ndarray | None:
@@ -59,10 +59,6 @@ class Piece:
             cost.index_add_(0, columns[columns >= 0], -weight[columns >= 0])
         found = self.simplex.solve(cost=cost, limits=Limits(limits.seconds))
         return None if found.x is None else self._input(found.x)
-
-    def _cut(self, ends: Mapping[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        model = within(self.model, ends)
-        return model.lower, model.upper
 
     def _input(self, x: Tensor) -> np.ndarray:
         return x[self.model.columns[self.source]].reshape(self.shape).numpy()

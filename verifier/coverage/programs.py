@@ -59,8 +59,8 @@ class Beside:
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """``point`` ``[*shape]`` float64 (None: none was found); ``beyond``: others that go farther on the same linear
-    piece, where more may be met; ``refuted``: there is none, as bounds prove or the solver
-    claims to its tolerances. Neither: the program was too large, or limits ended it."""
+    piece, where more may be met; ``refuted``: there is none, as bounds prove or the solver claims to its tolerances.
+    Neither: the program was too large, or limits ended it."""
 
     point: np.ndarray | None
     refuted: bool
@@ -69,8 +69,7 @@ class Answer:
 
 class Programs:
     """The programs of a network over the region of some ``requirements``; ``prepared``: the network up to each of its
-    layers. State: bounds of boxes and programs of pieces that were asked for, to be asked for
-    again."""
+    layers. State: bounds of boxes and programs of pieces that were asked for, to be asked for again."""
 
     def __init__(self, requirements: Requirements, prepared: Mapping[int, Prepared]) -> None:
         self.requirements, self.prepared = requirements, prepared
@@ -138,12 +137,8 @@ class Programs:
                         domain.bounds.intervals, beside)  # fmt: skip
         piece = None
         if cut is not None:
-            prepared = self.prepared[node]
-            with explained(INSTEAD):
-                intervals = {**domain.bounds.intervals, **cut}
-                model = encode(prepared, domain.box, replace(domain.bounds, intervals=intervals))
-            source = prepared.plan.input
-            model = nearest_first(within(model, cut), source, domain.box, beside.point)
+            source = self.prepared[node].plan.input
+            model = nearest_first(self._model(node, domain.box, domain.bounds, cut), source, domain.box, beside.point)
             piece = Piece(model, Simplex(model), source, beside.point.shape)
         if beside.number >= 0:
             if len(self._pieces) >= _KEPT:
@@ -162,12 +157,14 @@ class Programs:
             if kept is None:
                 return None
             cut = kept
-        prepared = self.prepared[node]
+        model = self._model(node, domain.box, domain.bounds, cut)
+        return Piece(model, Simplex(model), self.prepared[node].plan.input, domain.lower.shape)
+
+    def _model(self, node: int, box: Box, bounds: Bounds, cut: Mapping[int, Interval]) -> Model:
+        """The network up to a node over a box, where layers keep to the intervals of ``cut``."""
         with explained(INSTEAD):
-            intervals = {**domain.bounds.intervals, **cut}
-            model = encode(prepared, domain.box, replace(domain.bounds, intervals=intervals))
-        model = within(model, cut)
-        return Piece(model, Simplex(model), prepared.plan.input, domain.lower.shape)
+            model = encode(self.prepared[node], box, replace(bounds, intervals={**bounds.intervals, **cut}))
+        return within(model, cut)
 
     def near(self, condition: Condition, beside: Beside, share: float, limits: Limits, phases: int) -> Answer:
         """The same, whatever the pieces, of those inputs that are no farther from the given one than a ``share`` of the
@@ -203,16 +200,15 @@ class Programs:
     ) -> Answer:
         if cut is None:
             return Answer(None, True)
-        prepared, (box, bounds) = self.prepared[condition.nodes[-1]], region
-        with explained(INSTEAD):
-            model = encode(prepared, box, replace(bounds, intervals={**bounds.intervals, **cut}))
+        node, (box, bounds) = condition.nodes[-1], region
+        model, source = self._model(node, box, bounds, cut), self.prepared[node].plan.input
         if phases is not None and int(model.integer.sum()) > phases:
             return Answer(None, False)
-        model = _apart(within(model, cut), condition)
-        found = solve(nearest_first(model, prepared.plan.input, box, beside.point), limits)
+        model = _apart(model, condition)
+        found = solve(nearest_first(model, source, box, beside.point), limits)
         if found.x is None:
             return Answer(None, found.status is Status.INFEASIBLE)
-        point = found.x[model.columns[prepared.plan.input]].reshape(beside.point.shape)
+        point = found.x[model.columns[source]].reshape(beside.point.shape)
         return Answer(point.numpy(), False)
 
     def _cut(

@@ -35,8 +35,7 @@ class Shared:
 
     def points(self, values: Values) -> list[np.ndarray]:
         """Points of the region that were climbed to, where requirements pull as they do at an input with these
-        ``values`` ``[1, size]``; none where they share no objective,
-        or the network is large."""
+        ``values`` ``[1, size]``; none where they share no objective, or the network is large."""
         requirements, limits = self.suite.requirements, Limits(seconds=self.suite.left)
         if requirements.subject.total > _MOST:
             return []

@@ -43,7 +43,7 @@ class Adjacent:
 class SignSign(Requirements):
     """Requirement r is a pair of neurons (i, j) of ``adjacent`` layers k and k + 1. See ``SignSignCoverage``."""
 
-    adjacent: tuple[Adjacent, ...] = ()
+    adjacent: tuple[Adjacent, ...]
 
     def describe(self, number: int) -> str:
         pair, i, j = self.place(number)

@@ -37,6 +37,7 @@ were not farther than this."""
 WIDTH = 0.1
 """Of two inputs along which the scores change as much the wider one is cut, to this weight."""
 
+
 @dataclass(frozen=True, slots=True)
 class VolumeBounds:
     """Proven: ``lower <= share <= upper``, the share of the box's volume whose points are violations, in real
