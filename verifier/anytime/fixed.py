@@ -31,9 +31,12 @@ class Reduced:
 
     @staticmethod
     def of(graph: Graph, region: Box | LpBall) -> Reduced:
-        """Of one region; what it is given, where it is no box, few inputs are fixed or no layer reads all of them."""
+        """Of one region; what it is given, where it is no box (or none of the graph's inputs), few inputs are fixed, no
+        layer reads all of them, or what they add to it is too large for a float."""
         whole, reader = Reduced(graph, region), _reader(graph)
-        if reader is None or not isinstance(region, Box) or region.lower.numel() != _width(graph):
+        if reader is None or not isinstance(region, Box):
+            return whole
+        if tuple(region.lower.shape) != (1, *graph.nodes[graph.inputs[0]].shape):
             return whole
         low, high = (end.flatten().to(torch.float64) for end in (region.lower, region.upper))
         moves = ~(low == high)
@@ -42,7 +45,10 @@ class Reduced:
             return whole
         shape = (*graph.nodes[graph.inputs[0]].shape[:-1], kept.shape[0])
         box = Box(low[kept].reshape(1, *shape), high[kept].reshape(1, *shape))
-        return Reduced(_folded(graph, reader, kept, fixed, low), box, kept, low)
+        try:
+            return Reduced(_folded(graph, reader, kept, fixed, low), box, kept, low)
+        except ValueError:  # of the builder: a sum or its error overflows
+            return whole
 
     def whole(self, point: Tensor | None) -> Tensor | None:
         """An input of the given graph, ``[*its input shape]``, from one ``[*input shape]`` of this."""
@@ -95,4 +101,5 @@ def _rows(build: Builder, weight: Constant, places: Tensor) -> int:
 
 
 def _part(build: Builder, bias: Constant) -> int:
-    return build.constant(bias.value.to(torch.float64), bias.error)
+    error = None if bias.error is None else bias.error.expand(bias.value.shape)
+    return build.constant(bias.value.to(torch.float64), error)

@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from bounds import Box, Graph, LpBall, trace
+from bounds.graph import Builder
+from bounds.ops.gemm import Gemm
 from verifier.anytime.fixed import Reduced
 from verifier.anytime.functional import with_expression
 from verifier.anytime.refinement import refine
+from verifier.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,6 +72,26 @@ def test_ranges_are_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None
         for point, value in ((found.least_at, found.least), (found.greatest_at, found.greatest)):
             assert point is not None and point.shape == (1, SIZE)
             assert float(graph.to(torch.float64).evaluate(point[None])[0]) == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(SIZE, 1), (SIZE,), (1, SIZE), (1, 2, SIZE // 2)])
+def test_regions_of_another_shape_are_refused_where_most_inputs_are_fixed(shape: tuple[int, ...]) -> None:
+    box = region([3])
+    other = Box(box.lower.reshape(shape), box.upper.reshape(shape))
+    with pytest.raises(InputError, match="region"):
+        next(refine(network(0), other))
+
+
+def test_sums_that_overflow_are_left_to_the_layer() -> None:
+    """Of fixed inputs alone they do, while the whole sum has a value."""
+    build = Builder()
+    weight = torch.tensor([[1e300], [1e300], [-1e300], [-1e300]], dtype=torch.float64)
+    graph = build.finish([build.add(Gemm(), build.input((4,)), build.constant(weight))])
+    low = torch.tensor([[0.0, 1e8, 1e8, 1e8]], dtype=torch.float64)
+    high = torch.tensor([[1.0, 1e8, 1e8, 1e8]], dtype=torch.float64)
+    assert Reduced.of(graph, Box(low, high)).graph is graph
+    with pytest.raises(InputError, match="not finite"):
+        next(refine(graph, Box(low * 1e8, high * 1e8)))
 
 
 def conv() -> Graph:
