@@ -135,13 +135,18 @@ class Centre:
         """A distance that no input that counts exceeds."""
         if self.outer is None:
             return math.inf
-        far = torch.maximum(self.x - self.outer.lower[0], self.outer.upper[0] - self.x)
-        return self.distance(self.x + far) * (1 + 1e-9)
+        ends = (values.flatten().tolist() for values in (self.outer.lower, self.x, self.outer.upper))
+        sides = ((Fraction(low), Fraction(at), Fraction(high)) for low, at, high in zip(*ends, strict=True))
+        # Floats need not hold the sum of an input and how far it can move.
+        return self._length([max(at - low, high - at) for low, at, high in sides])
 
     def distance(self, point: Tensor) -> float:
         """The exact distance of a point, rounded up."""
         pairs = zip(point.flatten().tolist(), self.x.flatten().tolist(), strict=True)
-        changes = [abs(Fraction(a) - Fraction(b)) for a, b in pairs if a != b] or [Fraction(0)]
+        return self._length([abs(Fraction(a) - Fraction(b)) for a, b in pairs if a != b] or [Fraction(0)])
+
+    def _length(self, changes: list[Fraction]) -> float:
+        """The exact norm of changes >= 0, rounded up."""
         if self.norm == "2":
             return _root_above(sum((c * c for c in changes), Fraction(0)))
         return rounded(max(changes) if self.norm == "inf" else sum(changes, Fraction(0)), 1)

@@ -194,3 +194,11 @@ def test_roots_are_rounded_up(square: Fraction) -> None:
 def test_what_is_wrong_is_named(network: Network, options: dict[str, Any], message: str) -> None:
     with pytest.raises(verifier.InputError, match=message):
         next(radius(network, X, **options))
+
+
+@pytest.mark.parametrize(("norm", "true"), [("inf", 2.0), ("1", 4.0), ("2", 8**0.5)])
+def test_what_counts_is_within_reach_where_floats_end(network: Network, norm: str, true: float) -> None:
+    """The greatest change of the input, added to it, is no float: rounded, it would be half of itself."""
+    at = 2.0**53 - 1
+    centre = Centre.of(network, np.array([at, at]), norm, 0, (int(at) - 2, int(at)))
+    assert true <= centre.reach() <= true * (1 + 1e-15)
