@@ -8,10 +8,13 @@ torch reserves and never touches.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
 import time
+
+from verifier.errors import InputError
 
 GIGABYTE = 10**9
 
@@ -19,6 +22,15 @@ GIGABYTE = 10**9
 def now() -> float:
     """Seconds on the monotonic clock."""
     return time.monotonic()
+
+
+def deadline(timeout: float | None) -> float:
+    """The moment in so many seconds (None: inf, there is no limit). Raises ``InputError`` for fewer than 0."""
+    if timeout is None:
+        return math.inf
+    if not timeout >= 0:
+        raise InputError(f"timeout={timeout}: seconds, at least 0")
+    return now() + timeout
 
 
 def process_start() -> float:

@@ -9,11 +9,20 @@ import os
 import pytest
 
 from verifier import limits, protocol
+from verifier.errors import InputError
 from verifier.report.result import number
 
 
 def test_the_process_started_before_now() -> None:
     assert limits.now() - 24 * 3600 < limits.process_start() <= limits.now()
+
+
+def test_deadlines_are_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "now", lambda: 100.0)
+    assert (limits.deadline(None), limits.deadline(0), limits.deadline(2.5)) == (math.inf, 100.0, 102.5)
+    for wrong in (-1.0, math.nan):
+        with pytest.raises(InputError, match="seconds, at least 0"):
+            limits.deadline(wrong)
 
 
 def test_a_worker_stops_before_it_is_killed() -> None:

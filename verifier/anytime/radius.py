@@ -74,9 +74,9 @@ def radius(  # noqa: PLR0913 - the questions that a caller may ask
     In the norms 2 and 1 a radius is proven by bounds of the whole ball, or by ``refine`` where few inputs vary.
     Raises ``InputError`` (also where another class is ahead of ``label`` at ``x``) and ``UnsupportedError``.
     """
-    start = limits.now()
+    until = limits.deadline(timeout)
     search = BracketSearch(single(model), x, norm, label=label, data_range=data_range, gap=gap, seed=seed)
-    for _ in search.steps(None if timeout is None else start + timeout):
+    for _ in search.steps(None if timeout is None else until):
         yield search.found()
 
 

@@ -61,15 +61,12 @@ def refine(  # noqa: PLR0913 - the questions that a caller may ask
 
     Raises ``InputError`` and ``UnsupportedError`` at the first step.
     """
-    start = limits.now()
+    start, until = limits.now(), limits.deadline(timeout)
     reduced = Reduced.of(functional_graph(model, functional, label), region)
     function = _function(reduced)
     signs = {"both": (1.0, -1.0), "min": (1.0,), "max": (-1.0,)}.get(of)
     if signs is None or not gap >= 0 or memory <= 0:
         raise InputError(f"of={of!r}, gap={gap}, memory={memory}: of is both, min or max, gap at least 0, memory more")
-    if timeout is not None and not timeout >= 0:
-        raise InputError(f"timeout={timeout}: seconds, at least 0")
-    until = float("inf") if timeout is None else start + timeout
     writer = None if checkpoint is None else saved.saver(Path(checkpoint), function, seed)
     refiner = Refiner(function, signs, gap, memory=memory, until=until, seed=seed)
     for found in _followed(refiner, writer, start):

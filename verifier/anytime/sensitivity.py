@@ -92,7 +92,7 @@ def sensitivity(  # noqa: PLR0913 - the questions that a caller may ask
     ``splits``: how often a part of the region may be halved; ``timeout`` in seconds is looked at between rounds. Raises
     ``InputError``, and ``UnsupportedError`` for a network that jumps.
     """
-    start = limits.now()
+    until = limits.deadline(timeout)
     graph = functional_graph(model, functional, label)
     if torch.Size(graph.nodes[graph.outputs[0]].shape).numel() != 1:
         raise InputError("a functional has one number as its value")
@@ -102,7 +102,7 @@ def sensitivity(  # noqa: PLR0913 - the questions that a caller may ask
     except ValueError as error:  # what is wrong with the region or the graph
         raise InputError(str(error)) from error
     splits = min(splits, MOST_ELEMENTS // (4 * work.low.shape[1]))
-    while (left := splits + 1 - work.count) > 0 and (timeout is None or limits.now() < start + timeout):
+    while (left := splits + 1 - work.count) > 0 and limits.now() < until:
         if not work.halve(left):
             break
     low, high = domain.ends()

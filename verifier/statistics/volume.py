@@ -79,9 +79,7 @@ def violation_volume(  # noqa: PLR0913 - the questions that a caller may ask
     start = box.to(torch.float64)
     if start.size != 1 or bool(start.empty().any()) or not bool(torch.isfinite(start.upper - start.lower).all()):
         raise InputError(f"a box of shape {tuple(box.lower.shape)}: one box, neither empty nor infinite, is needed")
-    if timeout is not None and not timeout >= 0:
-        raise InputError(f"timeout={timeout}: seconds, at least 0")
-    until = math.inf if timeout is None else limits.now() + timeout
+    until = limits.deadline(timeout)
     try:
         paving = _Paving(asked, prepare(graph, torch.float64), start)
         state = paving.start()

@@ -185,6 +185,7 @@ def test_roots_are_rounded_up(square: Fraction) -> None:
     ("options", "message"),
     [
         ({"norm": "3"}, "the known ones are inf, 2 and 1"),
+        ({"timeout": math.nan}, "timeout=nan: seconds, at least 0"),
         ({"gap": 0.0}, "gap: 0.0 is not between 0 and 1"),
         ({"label": 0}, "class 2 scores 2.803"),
         ({"label": 9}, "label 9: the model has the classes 0 to 2"),

@@ -107,6 +107,8 @@ def test_what_has_no_slopes_is_refused() -> None:
         sensitivity(graph, box)
     with pytest.raises(verifier.InputError, match="one number"):
         sensitivity(network(0, outputs=3), box)
+    with pytest.raises(verifier.InputError, match="timeout=-1: seconds, at least 0"):
+        sensitivity(network(0), box, timeout=-1)
     empty = Box(torch.full((1, 1, 3), 1.0), torch.full((1, 1, 3), -1.0))
     with pytest.raises(verifier.InputError, match="empty"):
         sensitivity(network(0), empty)
