@@ -8,7 +8,6 @@ margin's linear model says that one is. (Pintor et al., Fast minimum-norm advers
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +16,8 @@ from verifier import limits
 from verifier.radii import Centre
 
 POINTS, STEPS = 16, 200
+"""Descents, and steps of each."""
+
 FURTHEST = 64.0
 """Starts lie between the first radius and so many times it: far ones may be of another class at once, and come nearer
 from there by other ways."""
@@ -25,25 +26,16 @@ RADIUS_RATES, STEP_RATES = (0.1, 0.002), (0.5, 0.01)
 """By how much a radius changes in a step, and the length of a step as a share of it: at first and at last."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attack:
-    """How much is tried: ``points`` descents of ``steps`` steps, with random starts from a ``seed``."""
-
-    seed: int = 0
-    points: int = POINTS
-    steps: int = STEPS
-
-
-def nearest(centre: Centre, known: Tensor | None, first: float, attack: Attack, until: float) -> Tensor:
+def nearest(centre: Centre, known: Tensor | None, first: float, seed: int, until: float) -> Tensor:
     """Points ``[K, *input shape]`` in float64 where another class is ahead, as computed in float32, the nearest first
-    (K may be 0). ``known``: such a point, where one is known; ``first``: a radius to begin with. Stops at the time
-    ``until`` (of ``limits.now``)."""
+    (K may be 0). ``known``: such a point, where one is known; ``first``: a radius to begin with; ``seed``: of random
+    starts. Stops at the time ``until`` (of ``limits.now``)."""
     with torch.enable_grad():
-        work = _Descents(centre, known, first, attack)
-        for step in range(attack.steps):
+        work = _Descents(centre, known, first, seed)
+        for step in range(STEPS):
             if limits.now() >= until:
                 break
-            work.step(step / attack.steps)
+            work.step(step / STEPS)
     hit = work.best.isfinite()
     order = work.best[hit].argsort()
     return work.best_at[hit][order].double().reshape(-1, *centre.x.shape)
@@ -52,17 +44,17 @@ def nearest(centre: Centre, known: Tensor | None, first: float, attack: Attack, 
 class _Descents:
     """State: where the descents are (``away`` ``[N, n]`` from the input), their radii, and the best of each."""
 
-    def __init__(self, centre: Centre, known: Tensor | None, first: float, attack: Attack) -> None:
+    def __init__(self, centre: Centre, known: Tensor | None, first: float, seed: int) -> None:
         self.centre, self.graph = centre, centre.graph.to(torch.float32)
         self.x, self.p = centre.x.flatten().float(), float(centre.norm)
-        count, draw = attack.points, torch.Generator().manual_seed(attack.seed)
-        self.radius = first * FURTHEST ** (torch.arange(count) / max(count - 1, 1))
-        start = torch.randn((count, self.x.shape[0]), generator=draw)
+        draw = torch.Generator().manual_seed(seed)
+        self.radius = first * FURTHEST ** (torch.arange(POINTS) / (POINTS - 1))
+        start = torch.randn((POINTS, self.x.shape[0]), generator=draw)
         self.away = start * (self.radius / start.norm(p=self.p, dim=1))[:, None]
         self.away[0] = 0.0
         if known is not None:
             self.away[1:2] = known.flatten().float() - self.x
-        self.best, self.best_at = torch.full((count,), math.inf), self.x.expand(count, -1).clone()
+        self.best, self.best_at = torch.full((POINTS,), math.inf), self.x.expand(POINTS, -1).clone()
 
     def step(self, share: float) -> None:
         """One step of all descents, after this share of them."""

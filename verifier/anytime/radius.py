@@ -20,7 +20,7 @@ from torch import Tensor
 from bounds import Alpha, LpBall
 from milp.highs import Runner
 from verifier import limits, pipeline
-from verifier.anytime.nearest import Attack, nearest
+from verifier.anytime.nearest import nearest
 from verifier.anytime.refinement import refine
 from verifier.cases import dtype_of
 from verifier.errors import InputError
@@ -249,7 +249,7 @@ class BracketSearch:
         """The attack, twice: again with what it found."""
         for turn in range(2):
             first = self.upper if math.isfinite(self.upper) else max(2 * self.lower, 1e-3)
-            found = nearest(self.centre, self.point, first, Attack(self.seed + turn), until)
+            found = nearest(self.centre, self.point, first, self.seed + turn, until)
             for point in found[:JUDGED]:
                 self._hear(point)
 

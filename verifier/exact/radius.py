@@ -21,7 +21,7 @@ from milp.exact import Outcome
 from milp.highs import InProcess, Runner
 from milp.settle import Standing
 from verifier import limits
-from verifier.anytime.nearest import FURTHEST, Attack, nearest
+from verifier.anytime.nearest import FURTHEST, nearest
 from verifier.errors import InputError, UnsupportedError
 from verifier.exact.refusals import check_operators, explained
 from verifier.radii import Centre, RadiusBracket, RadiusProgress, Report, Status
@@ -172,7 +172,7 @@ class RadiusSearch:
         """Examples before any program is solved, each as near to the input as it stays one on the way there."""
         first = max(2 * self.lower, 1e-3) if math.isfinite(self.lower) else 1.0
         for size in (first, FURTHEST * first, FURTHEST**2 * first):
-            for point in nearest(self.centre, None, size, Attack(), until)[:JUDGED]:
+            for point in nearest(self.centre, None, size, 0, until)[:JUDGED]:
                 self._approach(point)
             if math.isfinite(self.upper):
                 return

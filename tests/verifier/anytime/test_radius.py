@@ -16,7 +16,7 @@ import torch
 import verifier
 from bounds import trace
 from verifier.anytime import radius as module
-from verifier.anytime.nearest import Attack, nearest, project
+from verifier.anytime.nearest import nearest, project
 from verifier.anytime.radius import BracketSearch, Judge, radius
 from verifier.network import Network, read_network
 from verifier.radii import Centre, RadiusBracket, _root_above
@@ -165,7 +165,7 @@ def test_projections(p: float) -> None:
 def test_the_attack_comes_near(network: Network, norm: str) -> None:
     """Within 2 % of a search over a grid around the input."""
     centre = Centre.of(network, X, norm, None, None)
-    found = nearest(centre, None, 0.1, Attack(), math.inf)
+    found = nearest(centre, None, 0.1, 0, math.inf)
     side = torch.linspace(-1.2, 1.2, 481, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
     scores = network.graph.evaluate((grid + torch.from_numpy(X)).unsqueeze(1))[0].flatten(1)
