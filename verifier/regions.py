@@ -68,7 +68,11 @@ def robustness(
 
 def exact_range(data_range: tuple[Number, Number]) -> tuple[Fraction, Fraction]:
     """The ends of a range as exact numbers. Raises ``InputError`` where they are crossed."""
-    low, high = (exact(v, "data range") for v in data_range)
+    try:
+        low, high = data_range
+    except (TypeError, ValueError):
+        raise InputError(f"data range {data_range!r}: two numbers are needed, (low, high)") from None
+    low, high = exact(low, "data range"), exact(high, "data range")
     if low > high:
         raise InputError(f"data range: the low end {low} is above the high end {high}")
     return low, high

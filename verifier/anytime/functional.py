@@ -42,8 +42,13 @@ def with_row(graph: Graph, row: Tensor) -> Graph:
     Raises ``InputError`` for another shape and for numbers that are not finite.
     """
     shape = graph.nodes[graph.outputs[0]].shape
+    if not isinstance(row, Tensor):
+        raise InputError(
+            f"a functional of type {type(row).__name__}: an expression in y, such as 'y[0]', or a tensor of shape "
+            f"{shape} is needed"
+        )
     if tuple(row.shape) != shape:
-        raise InputError(f"a row of shape {tuple(row.shape)} for an output of shape {shape}")
+        raise InputError(f"a functional of shape {tuple(row.shape)} for an output of shape {shape}: reshape it to that")
     if not bool(row.isfinite().all()):
         raise InputError("a row holds NaN or infinity")
     build, y = _embedded(graph)
@@ -59,7 +64,7 @@ def with_expression(graph: Graph, text: str) -> Graph:
     try:
         parsed = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"the expression {_short(text)} cannot be read: {error}") from error
+        raise InputError(f"the expression {_short(text)} cannot be read: {_said(error)}") from error
     build, y = _embedded(graph)
     try:
         found = _Compiler(build, y, text).node(parsed)
@@ -105,6 +110,11 @@ def _depth(text: str) -> int:
         depth += (character in "([{") - (character in ")]}")
         most = max(most, depth)
     return most
+
+
+def _said(error: Exception) -> str:
+    """What the parser found, without the name of a file that there is not."""
+    return error.msg if isinstance(error, SyntaxError) else str(error)
 
 
 def _short(text: str) -> str:

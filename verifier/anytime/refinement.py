@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from bounds import Box, DomainError, Graph, LpBall
 from verifier import limits
@@ -65,8 +65,12 @@ def refine(  # noqa: PLR0913 - the questions that a caller may ask
     reduced = Reduced.of(functional_graph(model, functional, label), region)
     function = _function(reduced)
     signs = {"both": (1.0, -1.0), "min": (1.0,), "max": (-1.0,)}.get(of)
-    if signs is None or not gap >= 0 or memory <= 0:
-        raise InputError(f"of={of!r}, gap={gap}, memory={memory}: of is both, min or max, gap at least 0, memory more")
+    if signs is None:
+        raise InputError(f"of={of!r}: 'both', 'min' or 'max'")
+    if not gap >= 0:
+        raise InputError(f"gap={gap}: a number of at least 0, how near both ends have to come")
+    if not memory > 0:
+        raise InputError(f"memory={memory}: bytes, more than 0")
     writer = None if checkpoint is None else saved.saver(Path(checkpoint), function, seed)
     refiner = Refiner(function, signs, gap, memory=memory, until=until, seed=seed)
     for found in _followed(refiner, writer, start):
@@ -93,6 +97,11 @@ def functional_graph(
         graph = with_expression(graph, functional)
     elif functional is not None:
         graph = with_row(graph, functional)
+    if (size := Size(graph.nodes[graph.outputs[0]].shape).numel()) != 1:
+        raise InputError(
+            f"the model's output has {size} elements and one number is needed: name a functional, such as 'y[0]', or a "
+            "label"
+        )
     return graph
 
 

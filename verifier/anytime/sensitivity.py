@@ -94,8 +94,8 @@ def sensitivity(  # noqa: PLR0913 - the questions that a caller may ask
     """
     until = limits.deadline(timeout)
     graph = functional_graph(model, functional, label)
-    if torch.Size(graph.nodes[graph.outputs[0]].shape).numel() != 1:
-        raise InputError("a functional has one number as its value")
+    if splits < 0:
+        raise InputError(f"splits={splits}: a whole number of at least 0")
     try:
         domain = Domain.of(region)
         work = _Parts(graph, domain)

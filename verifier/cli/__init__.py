@@ -8,9 +8,10 @@ stdout carries the answer and nothing else; errors and progress go to stderr. Ex
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 INTERRUPTED = 130
@@ -69,6 +70,22 @@ def _complain(label: str, error: Exception | str, exit_code: int) -> int:
     return exit_code
 
 
+@contextlib.contextmanager
+def _log(quiet: bool, verbose: bool) -> Iterator[None]:
+    """What the package logs in this process, as lines on stderr: warnings, with -v more, with -q none."""
+    logger, handler = logging.getLogger("verifier"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("verifier: %(message)s"))
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
 def _command(arguments: list[str]) -> int:
     from verifier import installation
 
@@ -84,7 +101,8 @@ def _command(arguments: list[str]) -> int:
         from verifier.cli.options import shield_negative_numbers
 
         options = parser.build().parse_args(shield_negative_numbers(arguments))
-        return parser.run(options, early)
+        with _log(vars(options).get("quiet", False), vars(options).get("verbose", False)):
+            return parser.run(options, early)
     except KeyboardInterrupt:
         if early is not None and not early.asked:
             print("unknown")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from verifier import limits
 from verifier.cli import INTERRUPTED, four_ends
-from verifier.cli.search import Ending, follow, in_time
+from verifier.cli.search import Ending, follow, in_time, not_written
 from verifier.cli.text import aligned, answered
 from verifier.errors import InputError
 
@@ -75,7 +75,7 @@ def answer(
     spent = limits.now() - start
     _write(arguments, network, found, turns)
     if not arguments.quiet:
-        for line in (*_weaker(network), *_summary(arguments, found, gap, ending, spent)):
+        for line in (*_weaker(network), *_summary(arguments, found, gap, ending, spent, turns is not None)):
             print(f"verifier: {line}", file=sys.stderr)
     record |= four_ends.record(found, gap, ending, spent)
     answered(aligned(four_ends.table(found, names, WAYS)), record, arguments.json)
@@ -131,7 +131,7 @@ def _weaker(network: Network) -> Iterator[str]:
 
 
 def _summary(
-    arguments: argparse.Namespace, found: four_ends.FourEnds, gap: float, ending: Ending, seconds: float
+    arguments: argparse.Namespace, found: four_ends.FourEnds, gap: float, ending: Ending, seconds: float, drawn: bool
 ) -> Iterator[str]:
     states = [state for region in found.status for state in region]
     what = f"{'interval' if isinstance(found, four_ends.Outside) else 'anytime'} bounds of {four_ends.counted(found)}"
@@ -145,6 +145,8 @@ def _summary(
         )
     else:
         yield f"{what}, known to within {gap:g}, in {seconds:.1f} s; all ends are proven in real arithmetic"
+    if arguments.plot is not None and not drawn:
+        yield not_written(arguments.plot)
     if arguments.checkpoint is not None and arguments.checkpoint.exists():
         yield f"the same command goes on from {arguments.checkpoint}"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from verifier import limits
 from verifier.cli import INTERRUPTED, four_ends, options
-from verifier.cli.search import Ending, follow, in_time
+from verifier.cli.search import Ending, follow, in_time, not_written
 from verifier.cli.text import aligned, answered
 from verifier.errors import InputError
 
@@ -64,6 +64,8 @@ def answer(
     seconds = limits.now() - start
     if not arguments.quiet:
         print(f"verifier: {_summary(arguments, found, gap, ending, seconds)}", file=sys.stderr)
+        if search is None and arguments.output is not None:
+            print(f"verifier: {not_written(arguments.output)}", file=sys.stderr)
         if search is not None and search.failed:
             print(f"verifier: the solver's own search failed: {search.failed}", file=sys.stderr)
     record = record | four_ends.record(found, gap, ending, seconds) | options.enclosed(arguments)

@@ -78,7 +78,9 @@ def head(many: bool) -> tuple[str, ...]:
 def counted(found: FourEnds) -> str:
     """How many values over how many regions."""
     regions = len(found.status)
-    return f"{len(found.status[0])} values over " + ("1 region" if regions == 1 else f"{regions} regions")
+    values = len(found.status[0])
+    what = "1 value" if values == 1 else f"{values} values"
+    return f"{what} over " + ("1 region" if regions == 1 else f"{regions} regions")
 
 
 def table(found: FourEnds, names: Sequence[str], ways: Sequence[str]) -> Iterator[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from verifier.errors import InputError
+from verifier.paths import existing_file
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 # An exponent of more digits would be written out, and nobody's radius has one.
@@ -161,6 +162,14 @@ def check_normalisation(arguments: argparse.Namespace) -> None:
 def enclosed(arguments: argparse.Namespace) -> dict[str, float]:
     """What a record says of ``--envelope``."""
     return {} if arguments.envelope is None else {"envelope": arguments.envelope}
+
+
+def input_files(model: Path, *others: Path | None) -> None:
+    """Raise ``InputError`` for a file that is not there, before anything heavy is loaded."""
+    existing_file(model, ".onnx")
+    for path in others:
+        if path is not None and not path.is_file():
+            raise InputError(f"{path}: " + ("is a folder; name a file" if path.is_dir() else "no such file"))
 
 
 def output_files(named: Mapping[str, Path | None], read: Iterable[str | Path | None]) -> None:

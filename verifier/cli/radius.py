@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from verifier import __version__, limits
 from verifier.cli import INTERRUPTED, options
-from verifier.cli.search import Ending, follow, in_time, too_short
+from verifier.cli.search import Ending, follow, in_time, not_written, too_short
 from verifier.cli.text import answered, outward
 from verifier.errors import InputError
 
@@ -53,6 +53,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Search, check the point, write, print; the exit code."""
     _check(arguments)
+    options.input_files(arguments.model, arguments.input)
     options.output_files({"--output": arguments.output, "--json": arguments.json}, (arguments.model, arguments.input))
     start = limits.process_start()
     _load(arguments.exact)
@@ -72,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         for line in (*_explained(arguments, found, confirmed, ending, seconds), *_weaker(arguments, network)):
             print(f"verifier: {line}", file=sys.stderr)
+        if arguments.output is not None and found.point is None:
+            print(f"verifier: {not_written(arguments.output)}", file=sys.stderr)
         if search.failed:
             print(f"verifier: the solver's own search failed: {search.failed}", file=sys.stderr)
     answered(_lines(found), _record(arguments, found, confirmed, ending, seconds), arguments.json)
@@ -91,6 +94,8 @@ def _load(exact: bool) -> None:
 def _nothing(arguments: argparse.Namespace, loaded: float) -> int:
     """The answer where the time was up before the model was read and had said what class the input has."""
     print(f"verifier: {too_short(arguments.timeout, loaded, 'the radius')}", file=sys.stderr)
+    if arguments.output is not None and not arguments.quiet:
+        print(f"verifier: {not_written(arguments.output)}", file=sys.stderr)
     seconds = round(limits.now() - limits.process_start(), 3)
     known = {"label": arguments.label, "status": "limit", "ending": "limit", "semantics": "real",
              "lower": "0", "upper": None, "seconds": seconds}  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from verifier import __version__, limits
 from verifier.cli import anytime_range, exact_range, four_ends, options
-from verifier.cli.search import in_time, too_short
+from verifier.cli.search import in_time, not_written, too_short
 from verifier.cli.text import aligned, answered, outward
 from verifier.errors import InputError, UnsupportedError
 
@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Bound, write, print; the exit code."""
     _check(arguments)
     read = arguments.model, arguments.input, arguments.data, arguments.box
+    options.input_files(arguments.model, arguments.input, arguments.data, arguments.box)
     named = ("output", "json", "plot", "checkpoint")
     options.output_files({f"--{name}": getattr(arguments, name) for name in named}, read)
     start = limits.now()
@@ -146,6 +147,9 @@ def _load(method: str) -> None:
 def _nothing(arguments: argparse.Namespace, loaded: float) -> int:
     """The answer where the time was up before the model was read: no value is known by name."""
     print(f"verifier: {too_short(arguments.timeout, loaded, 'its outputs')}", file=sys.stderr)
+    for path in (arguments.output, arguments.plot):
+        if path is not None and not arguments.quiet:
+            print(f"verifier: {not_written(path)}", file=sys.stderr)
     gap = anytime_range.GAP if arguments.gap is None else arguments.gap
     record = _head(arguments, [], "real") | {side: list[str]() for side in (*four_ends.SIDES, "status")}
     record |= {"gap": gap, "ending": "limit", "seconds": round(limits.now() - limits.process_start(), 3)}

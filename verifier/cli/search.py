@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
@@ -81,6 +82,13 @@ def too_short(timeout: float, loaded: float, unknown: str) -> str:
     return (
         f"--timeout {timeout:g}: the time was up before the model was read, so that nothing is known of {unknown}; "
         f"{loaded:.1f} s went by before reading began: give more"
+    )
+
+
+def not_written(path: Path) -> str:
+    """That a file was not written for want of anything to write, and what stands there."""
+    return f"{path}: not written, since nothing was found; " + (
+        "what is there is older" if path.exists() else "no file is there"
     )
 
 

@@ -62,9 +62,9 @@ def exact_radius(  # noqa: PLR0913 - the questions that a caller may ask
     Raises ``InputError`` (also where another class is ahead of ``label`` at ``x``), ``UnsupportedError`` (another norm,
     an operator without an exact form, a neuron without finite bounds).
     """
-    start = limits.now()
+    until = limits.deadline(timeout)
     work = RadiusSearch(single(model), x, norm, label=label, data_range=data_range, gap=gap, envelope=envelope)
-    work.run(None if timeout is None else start + timeout, report=report)
+    work.run(None if timeout is None else until, report=report)
     return work.found()
 
 
@@ -175,7 +175,10 @@ class RadiusSearch:
             for point in nearest(self.centre, None, size, 0, until)[:JUDGED]:
                 self._approach(point)
             if math.isfinite(self.upper):
-                return
+                break
+        if self.point is not None:  # again, from what was found
+            for point in nearest(self.centre, self.point, self.upper, Attack(seed=1), until)[:JUDGED]:
+                self._approach(point)
 
     def _approach(self, point: Tensor) -> None:
         if not self._another(point):

@@ -99,9 +99,9 @@ def exact_range(  # noqa: PLR0913 - the questions that a caller may ask
     Raises ``InputError``, ``UnsupportedError`` (an operator without an exact form, a neuron without finite bounds, a
     ball that is not a box).
     """
-    start = limits.now()
+    until = limits.deadline(timeout)
     work = RangeSearch(single(model), box, label=label, gap=gap, envelope=envelope)
-    work.run(None if timeout is None else start + timeout, report=report)
+    work.run(None if timeout is None else until, report=report)
     return work.found()
 
 

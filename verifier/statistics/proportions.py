@@ -23,6 +23,9 @@ SAMPLED = (
     "the network is the one computed in float64",
 )
 
+FINEST = 1e-4
+"""The accuracy down to which the samples are counted that reach it: some hundred million."""
+
 _AT_ONCE = 2**16
 
 Hits = Literal["any", "none"]
@@ -48,7 +51,8 @@ def samples_needed(accuracy: float, confidence: float = 0.95, hits: Hits = "any"
     """The fewest samples whose Clopper-Pearson limits lie at most ``accuracy`` from the share of hits.
 
     ``hits``: "any", whatever is hit (about half of the samples is the hardest); "none", if no sample is a violation:
-    ``log((1 - confidence) / 2) / log(1 - accuracy)``, rounded up. Raises ``InputError``.
+    ``log((1 - confidence) / 2) / log(1 - accuracy)``, rounded up. Raises ``InputError``, for "any" also where the
+    accuracy is below ``FINEST``.
     """
     check_confidence(confidence)
     if not 0 < accuracy < 1:
@@ -57,6 +61,11 @@ def samples_needed(accuracy: float, confidence: float = 0.95, hits: Hits = "any"
         raise InputError(f"hits {hits!r}: 'any' or 'none'")
     if hits == "none":
         return math.ceil(math.log((1 - confidence) / 2) / math.log1p(-accuracy))
+    if accuracy < FINEST:
+        raise InputError(
+            f"accuracy {accuracy}: plain sampling would need about {1 / accuracy / accuracy:.0e} samples; ask for "
+            f"{FINEST} or more, or for what is rare take verifier.statistics.splitting"
+        )
     most = 1
     while _farthest(most, confidence) > accuracy:
         most *= 2
@@ -70,8 +79,8 @@ def samples_needed(accuracy: float, confidence: float = 0.95, hits: Hits = "any"
 def _farthest(samples: int, confidence: float) -> float:
     """The largest distance of a limit from the share of hits, over all counts: the upper limit of a count is as far as
     the lower one of its opposite, and the worst count is less than ``2 sqrt(samples)`` from the middle."""
-    counts = np.arange(max(0, int(samples / 2 - 2 * math.sqrt(samples))), samples)
-    counts = counts[counts <= samples / 2 + 2 * math.sqrt(samples)]
+    middle, far = samples / 2, 2 * math.sqrt(samples)
+    counts = np.arange(max(0, int(middle - far)), min(samples, math.floor(middle + far) + 1))
     upper = beta.ppf((1 + confidence) / 2, counts + 1, samples - counts)
     return float((upper - counts / samples).max())
 

@@ -89,9 +89,17 @@ def test_hostile_text_is_an_input_error(text: str) -> None:
 def test_rows_and_labels_that_do_not_fit() -> None:
     with pytest.raises(InputError, match="shape"):
         with_row(identity(), torch.ones(3))
+    for other in (5, [1.0] * 4):
+        with pytest.raises(InputError, match=f"a functional of type {type(other).__name__}: an expression in y"):
+            with_row(identity(), other)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="NaN"):
         with_row(identity(2), torch.tensor([1.0, float("nan")]))
     for label in (-1, 4):
         with pytest.raises(InputError, match="0 to 3"):
             margin(identity(), label)
     assert margin(identity(2), 1) == "y[1] - y[0]"
+
+
+def test_the_parser_speaks_of_no_file() -> None:
+    with pytest.raises(InputError, match=r"'y\[' cannot be read: '\[' was never closed$"):
+        with_expression(identity(), "y[")

@@ -105,7 +105,9 @@ def test_what_has_no_slopes_is_refused() -> None:
     box = Box(torch.full((1, 1, 2), -1.0), torch.full((1, 1, 2), 1.0))
     with pytest.raises(verifier.UnsupportedError, match="there are no slopes; the range can be refined"):
         sensitivity(graph, box)
-    with pytest.raises(verifier.InputError, match="one number"):
+    with pytest.raises(verifier.InputError, match="splits=-1"):
+        sensitivity(network(0), box, splits=-1)
+    with pytest.raises(verifier.InputError, match="has 3 elements and one number is needed"):
         sensitivity(network(0, outputs=3), box)
     with pytest.raises(verifier.InputError, match="timeout=-1: seconds, at least 0"):
         sensitivity(network(0), box, timeout=-1)

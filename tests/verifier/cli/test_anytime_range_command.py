@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from fractions import Fraction
@@ -257,6 +258,40 @@ def test_a_checkpoint_goes_on(model: str, point: str, tmp_path: Path, capsys: Ca
     ((_, *second, status),) = table(capsys.readouterr().out)
     assert status == "exact" and not file.exists()
     assert float(first[0]) <= float(second[0]) and float(second[1]) <= float(first[1])
+
+
+def test_a_missing_file_is_named_before_the_time_is_up(model: str, point: str, capsys: Capture) -> None:
+    for asked in ([model, "--input", "no.npy"], ["no.onnx", "--input", point]):
+        assert main(["range", *asked, "--epsilon", "1", "--timeout", "1e-3"]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and "no such file" in err
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_file_for_which_there_is_nothing_is_said(
+    model: str, point: str, stands: bool, tmp_path: Path, capsys: Capture
+) -> None:
+    picture = tmp_path / "ends.svg"
+    if stands:
+        picture.write_text("older", encoding="utf-8")
+    asked = ["range", model, "--input", point, "--epsilon", "1", "--functional", "y[0]", "--timeout", "1e-3"]
+    assert main([*asked, "--plot", str(picture)]) == 0
+    said = "what is there is older" if stands else "no file is there"
+    assert f"{picture}: not written, since nothing was found; {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["-q"]])
+def test_what_is_logged_is_a_line_unless_quiet_is_asked(
+    model: str, point: str, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def run(self: Turns, *arguments: Any, **others: Any) -> None:
+        logging.getLogger("verifier.anytime.refinement").warning("node 3 has no finite bounds")
+
+    monkeypatch.setattr(Turns, "run", run)
+    for _ in range(2):  # a second command in one process says it once, too
+        assert main(["range", model, "--input", point, "--epsilon", "1", *options]) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if "no finite bounds" in line]
+        assert said == ([] if options else ["verifier: node 3 has no finite bounds"])
 
 
 @pytest.mark.parametrize(

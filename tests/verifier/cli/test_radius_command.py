@@ -16,6 +16,7 @@ import torch
 import verifier
 from milp.process import ProcessRunner
 from verifier import limits
+from verifier.anytime.nearest import nearest
 from verifier.anytime.radius import BracketSearch
 from verifier.cli import main
 from verifier.cli.search import OutOfTime
@@ -154,13 +155,27 @@ def test_an_attack_gives_an_upper_end_before_any_program(
     assert leads(model, torch.tensor([[float(v) for v in record["point"]]], dtype=torch.float64)) <= 0
 
 
+def test_the_exact_search_attacks_again_from_what_it_found(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = []
+
+    def recorded(centre: Any, point: Any, *arguments: Any) -> Any:
+        known.append(point)
+        return nearest(centre, point, *arguments)
+
+    monkeypatch.setattr("verifier.exact.radius.nearest", recorded)
+    verifier.exact_radius(model, np.array(X))
+    assert known[0] is None and known[-1] is not None
+
+
 @pytest.mark.parametrize("options", [[], ["--exact"], ["--label", "2"]])
 def test_a_time_that_is_up_before_the_search_is_said(
     model: str, point: str, options: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
     file = tmp_path / "found.json"
-    assert main(["radius", model, "--input", point, "--timeout", "1e-3", "--json", str(file), *options]) == 0
+    asked = ["radius", model, "--input", point, "--timeout", "1e-3", "--json", str(file), *options]
+    assert main([*asked, "--output", str(tmp_path / "found.npy")]) == 0
     captured = capsys.readouterr()
+    assert "found.npy: not written, since nothing was found; no file is there" in captured.err
     label = {"label": "2"} if "2" in options else {}
     assert answer(captured.out) == {"status": "limit", "lower": "0", "upper": "inf"} | label
     assert "--timeout 0.001: the time was up before the model was read" in captured.err

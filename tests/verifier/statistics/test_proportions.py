@@ -62,6 +62,13 @@ def test_samples_needed_are_the_fewest_for_every_count(accuracy: float, confiden
     assert farthest(needed) <= accuracy < farthest(needed - 1)
 
 
+def test_accuracies_too_fine_to_be_counted_are_refused(total: Graph, square: Box) -> None:
+    with pytest.raises(InputError, match="would need about"):
+        samples_needed(1e-9)
+    with pytest.raises(InputError, match="would need about"):
+        monte_carlo(total, square, rows=ROW, samples=1000, accuracy=1e-9)
+
+
 def test_samples_needed_without_hits_have_a_formula() -> None:
     assert samples_needed(0.001, hits="none") == math.ceil(math.log(0.025) / math.log(0.999))
 
