@@ -177,7 +177,7 @@ class RadiusSearch:
             if math.isfinite(self.upper):
                 break
         if self.point is not None:  # again, from what was found
-            for point in nearest(self.centre, self.point, self.upper, Attack(seed=1), until)[:JUDGED]:
+            for point in nearest(self.centre, self.point, self.upper, 1, until)[:JUDGED]:
                 self._approach(point)
 
     def _approach(self, point: Tensor) -> None:
