@@ -93,7 +93,8 @@ def _load(exact: bool) -> None:
 
 def _nothing(arguments: argparse.Namespace, loaded: float) -> int:
     """The answer where the time was up before the model was read and had said what class the input has."""
-    print(f"verifier: {too_short(arguments.timeout, loaded, 'the radius')}", file=sys.stderr)
+    if not arguments.quiet:
+        print(f"verifier: {too_short(arguments.timeout, loaded, 'the radius')}", file=sys.stderr)
     if arguments.output is not None and not arguments.quiet:
         print(f"verifier: {not_written(arguments.output)}", file=sys.stderr)
     seconds = round(limits.now() - limits.process_start(), 3)

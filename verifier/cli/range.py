@@ -146,10 +146,10 @@ def _load(method: str) -> None:
 
 def _nothing(arguments: argparse.Namespace, loaded: float) -> int:
     """The answer where the time was up before the model was read: no value is known by name."""
-    print(f"verifier: {too_short(arguments.timeout, loaded, 'its outputs')}", file=sys.stderr)
-    for path in (arguments.output, arguments.plot):
-        if path is not None and not arguments.quiet:
-            print(f"verifier: {not_written(path)}", file=sys.stderr)
+    if not arguments.quiet:
+        unwritten = (not_written(path) for path in (arguments.output, arguments.plot) if path is not None)
+        for line in (too_short(arguments.timeout, loaded, "its outputs"), *unwritten):
+            print(f"verifier: {line}", file=sys.stderr)
     gap = anytime_range.GAP if arguments.gap is None else arguments.gap
     record = _head(arguments, [], "real") | {side: list[str]() for side in (*four_ends.SIDES, "status")}
     record |= {"gap": gap, "ending": "limit", "seconds": round(limits.now() - limits.process_start(), 3)}

@@ -74,6 +74,8 @@ def domain(subject: Subject, region: Box, method: Method | None = None) -> Domai
 def region_of(query: Query, subject: Subject) -> Box:
     """The one box of a query as a region. Raises ``InputError`` where it has another number of them, or where its
     inputs are not the network's."""
+    if not isinstance(query, Query):
+        raise InputError(f"a Query is needed, not {type(query).__name__}: verifier.read(model, property) makes one")
     lower, upper = query.cases.lower, query.cases.upper
     size = math.prod(subject.shape)
     if len(query.models) != 1 or lower.shape[1] != size:

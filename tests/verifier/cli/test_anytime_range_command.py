@@ -184,6 +184,8 @@ def test_a_time_that_is_up_before_the_model_is_read(
         assert record["values"] == record["lower"] == [] and record["ending"] == "limit"
     else:
         assert captured.out.split() == ["output", "lower", "upper", "least", "greatest", "status"]
+    assert main(["range", model, "--input", point, "--epsilon", "1/8", *options, "--timeout", "1e-3", "-q"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_many_values_share_the_time(model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,6 +182,8 @@ def test_a_time_that_is_up_before_the_search_is_said(
     record = json.loads(file.read_text(encoding="utf-8"))
     jsonschema.validate(record, json.loads(SCHEMA.read_text(encoding="utf-8")))
     assert record["upper"] is None and record["label"] == (2 if label else None)
+    assert main([*asked, "-q"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_point_at_which_onnxruntime_gives_the_label_is_said(

@@ -199,6 +199,8 @@ def test_errors_teach() -> None:
     flat = coverage.subject(trace(_switching(torch.nn.ReLU()), torch.zeros(2)))
     with pytest.raises(InputError, match="no layer of this network follows on another"):
         coverage.SignSignCoverage().requirements(flat, SQUARE)
+    with pytest.raises(InputError, match=r"a Query is needed, not int: verifier.read"):
+        coverage.region_of(5, subject)  # type: ignore[arg-type]
 
 
 def _switching(activation: torch.nn.Module) -> torch.nn.Module:
