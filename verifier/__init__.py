@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from verifier.anytime.radius import radius
     from verifier.anytime.refinement import refine
     from verifier.anytime.sensitivity import Sensitivity, sensitivity
-    from verifier.api import load, verify
+    from verifier.api import attack, load, verify
     from verifier.errors import InputError, InternalError, UnsupportedError, VerifierError
     from verifier.exact.radius import exact_radius
     from verifier.exact.ranges import ExactRange, exact_range
@@ -46,6 +46,7 @@ __all__ = [
     "Verified",
     "VerifierError",
     "Violated",
+    "attack",
     "exact_radius",
     "exact_range",
     "load",
@@ -63,7 +64,7 @@ _HOMES = (
     ("verifier.anytime.radius", ("radius",)),
     ("verifier.anytime.refinement", ("refine",)),
     ("verifier.anytime.sensitivity", ("Sensitivity", "sensitivity")),
-    ("verifier.api", ("load", "verify")),
+    ("verifier.api", ("attack", "load", "verify")),
     ("verifier.errors", ("InputError", "InternalError", "UnsupportedError", "VerifierError")),
     ("verifier.exact.radius", ("exact_radius",)),
     ("verifier.exact.ranges", ("ExactRange", "exact_range")),

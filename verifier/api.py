@@ -12,7 +12,7 @@ from verifier.errors import InputError
 if TYPE_CHECKING:
     from bounds.graph import Graph
     from verifier.query import Query
-    from verifier.verdict import Progress, Verdict
+    from verifier.verdict import Progress, Unknown, Verdict, Violated
 
 
 def verify(  # noqa: PLR0913 - the questions that a caller may ask
@@ -42,22 +42,53 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
     ``UnsupportedError``.
     """
     from verifier import limits, pipeline
-    from verifier.query import Query, read
 
     start = limits.now()
     _check_numbers(timeout, seed)
-    if not isinstance(query, Query):
-        if property is None:
-            raise InputError("verify takes a query, or the paths of a model and a property")
-        query = read(query, property)
-    elif property is not None:
-        raise InputError("a query has its property already")
+    query = _query(query, property)
     if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
         raise InputError(f"checkpoint {checkpoint}: the folder {Path(checkpoint).absolute().parent} does not exist")
     left = None if timeout is None else max(timeout - (limits.now() - start), 0.0)
     return pipeline.verify(
         query, timeout=left, seed=seed, device=device, report=report, record=record, checkpoint=checkpoint
     )
+
+
+def attack(
+    query: Query | str | Path | Mapping[str, str | Path],
+    property: str | Path | None = None,  # noqa: A002 - the field's word
+    *,
+    timeout: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    report: Callable[[Progress], None] | None = None,
+) -> Violated | Unknown:
+    """Search for a counterexample, and prove nothing; the arguments are those of ``verify``.
+
+    ``Violated`` has a counterexample that onnxruntime has replayed. ``Unknown`` says that none was found before the
+    time was up (without a ``timeout``: in eight rounds of the attack that ``verify`` begins with), never that there is
+    none. Raises ``InputError`` and ``UnsupportedError``.
+    """
+    from verifier import limits, pipeline
+
+    start = limits.now()
+    _check_numbers(timeout, seed)
+    query = _query(query, property)
+    left = None if timeout is None else max(timeout - (limits.now() - start), 0.0)
+    return pipeline.attack(query, timeout=left, seed=seed, device=device, report=report)
+
+
+def _query(query: Query | str | Path | Mapping[str, str | Path], given: str | Path | None) -> Query:
+    """A query that may have to be read first."""
+    from verifier.query import Query, read
+
+    if not isinstance(query, Query):
+        if given is None:
+            raise InputError("a query is needed, or the paths of a model and a property")
+        return read(query, given)
+    if given is not None:
+        raise InputError("a query has its property already")
+    return query
 
 
 def _check_numbers(timeout: object, seed: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from verifier.record.writer import Mark, Recorder, about
 from verifier.replay import Replayer
 from verifier.run import Decided, Run
 from verifier.strategy import Strategy, choose, features
-from verifier.verdict import Progress, TimedOut, Verdict, Verified, Violated
+from verifier.verdict import Progress, TimedOut, Unknown, Verdict, Verified, Violated
 
 
 def verify(  # noqa: PLR0913 - the questions that a caller may ask
@@ -161,6 +162,37 @@ def _split_inputs(run: Run, saved: Saved | None) -> Verdict:
     if not state.finished:
         return run.undecided("")
     return run.undecided("boxes too small to be bisected stay open") if state.stuck.size else run.verified()
+
+
+ROUNDS = 8
+"""Rounds of an attack by itself, where no time limit ends it."""
+
+
+def attack(
+    query: Query,
+    *,
+    timeout: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    report: Callable[[Progress], None] | None = None,
+) -> Violated | Unknown:
+    """Search for a counterexample and for nothing else (see ``verifier.api.attack``)."""
+    start = time.monotonic()
+    times = start, math.inf if timeout is None else start + timeout
+    strategy = choose(features(query), seed)
+    plan = replace(strategy.attack, rounds=ROUNDS if timeout is None else sys.maxsize)
+    verdict: Violated | Unknown = Unknown(stage="property", reason="no input satisfies the property")
+    if len(query.cases.lower):
+        with torch.no_grad(), plain_products():
+            run = prepared(query, times, choose_device(device), strategy)
+            run.report = report
+            run.enter("attack")
+            try:
+                run.attack(plan, run.deadline)
+                verdict = Unknown(stage=run.stage, reason="no counterexample was found, which proves nothing")
+            except Decided as decided:
+                verdict = Violated(stage=run.stage, counterexample=decided.counterexample)
+    return replace(verdict, seconds=time.monotonic() - start, notes=(*query.notes, *verdict.notes))
 
 
 def choose_device(name: str) -> torch.device:

@@ -23,7 +23,7 @@ from verifier import limits, protocol
 from verifier.errors import VerifierError
 
 if TYPE_CHECKING:
-    from verifier.verdict import Progress
+    from verifier.verdict import Progress, Verdict
 
 Send = Callable[[protocol.Message], None]
 Respond = Callable[[protocol.Message, Send], protocol.Message]
@@ -63,7 +63,7 @@ def answer(request: protocol.Message, send: Send) -> protocol.Message:
 
 def _verify(request: protocol.Message, send: Send) -> protocol.Message:
     from verifier.lending import Lender
-    from verifier.pipeline import verify
+    from verifier.pipeline import attack, verify
     from verifier.report.result import verdict_record
     from verifier.strategy import choose, explain, features
     from verifier.tasks import read_task, write_witness
@@ -77,16 +77,21 @@ def _verify(request: protocol.Message, send: Send) -> protocol.Message:
     if request.get("explain"):
         send({"type": "explanation", "lines": explain(known, strategy)})
     timeout = None if deadline is None else max(deadline - limits.now(), 0.0)
-    verdict = verify(
-        query,
-        timeout=timeout,
-        device=request["device"],
-        report=throttled(send, start),
-        strategy=strategy,
-        record=request.get("record"),
-        checkpoint=request.get("checkpoint"),
-        lender=Lender(request["task"], send) if strategy.workers > 1 else None,
-    )
+    heard = throttled(send, start)
+    verdict: Verdict
+    if request.get("attack"):
+        verdict = attack(query, timeout=timeout, seed=request["seed"], device=request["device"], report=heard)
+    else:
+        verdict = verify(
+            query,
+            timeout=timeout,
+            device=request["device"],
+            report=heard,
+            strategy=strategy,
+            record=request.get("record"),
+            checkpoint=request.get("checkpoint"),
+            lender=Lender(request["task"], send) if strategy.workers > 1 else None,
+        )
     witness = ""
     if isinstance(verdict, Violated):
         witness = write_witness(verdict.counterexample, query, request["task"].get("assignments"))

@@ -42,7 +42,7 @@ def command() -> NoReturn:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    """Answer the two instant questions, start the worker that ``verify`` will need, parse, run."""
+    """Answer the two instant questions, start the worker that ``verify`` and ``attack`` will need, parse, run."""
     from verifier import __version__
     from verifier.errors import VerifierError
 
@@ -91,7 +91,7 @@ def _command(arguments: list[str]) -> int:
 
     installation.check()
     early = None
-    if arguments[:1] == ["verify"] and not {"-h", "--help"} & set(arguments):
+    if arguments[:1] in (["verify"], ["attack"]) and not {"-h", "--help"} & set(arguments):
         from verifier.cli.session import Session
 
         # Loading torch takes the worker a second, so it starts before the options are looked at.

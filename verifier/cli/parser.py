@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from verifier import __version__
-from verifier.cli import bench, completion, export, info, radius, range, supports, verify  # noqa: A004 - the command's name
+from verifier.cli import attack, bench, completion, export, info, radius, range, supports, verify  # noqa: A004 - the command's name
 from verifier.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,17 +25,19 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__, help="print the version and exit")
     parser.add_argument("--name", action="version", version="nn-verifier", help="print the program's name and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for command in (verify, bench, range, radius, export, info, supports):
+    for command in (verify, attack, bench, range, radius, export, info, supports):
         command.add_parser(commands)
     completion.add_parser(commands)
     return parser
 
 
 def run(options: argparse.Namespace, early: Session | None = None) -> int:
-    """Run the chosen command. ``early`` is the worker that was started for ``verify`` before parsing."""
+    """Run the chosen command. ``early`` is the worker that was started before parsing."""
     match options.command:
         case "verify":
             return verify.run(options, early)
+        case "attack":
+            return attack.run(options, early)
         case "bench":
             return bench.run(options)
         case "range":
@@ -50,7 +52,7 @@ def run(options: argparse.Namespace, early: Session | None = None) -> int:
             return completion.run(options, build())
         case None:
             raise InputError(
-                "a command is missing: verify, bench, range, radius, export, info, supports or completion "
+                "a command is missing: verify, attack, bench, range, radius, export, info, supports or completion "
                 "(see verifier --help)"
             )
         case _:

@@ -21,6 +21,11 @@ from verifier.instances import declares_version_two, parse_networks
 from verifier.protocol import Message
 from verifier.supervise import Answer, Failure, Job
 
+USAGE = (
+    "%(prog)s MODEL.onnx PROPERTY.vnnlib [OPTIONS]\n"
+    "       %(prog)s QUERY.vnnlib --network NAME=MODEL.onnx [OPTIONS]\n"
+    "       %(prog)s MODEL.onnx (--input FILE --epsilon R | --box FILE.npz) [OPTIONS]"
+)
 _EXIT_CODES = (("sat", 10), ("unsat", 20))
 
 
@@ -29,32 +34,41 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
         allow_abbrev=False,
-        usage="%(prog)s MODEL.onnx PROPERTY.vnnlib [OPTIONS]\n"
-        "       %(prog)s QUERY.vnnlib --network NAME=MODEL.onnx [OPTIONS]\n"
-        "       %(prog)s MODEL.onnx (--input FILE --epsilon R | --box FILE.npz) [OPTIONS]",
+        usage=USAGE,
         help="decide one property of one model",
         description="Decide a property. A property file describes the counterexamples: sat means that there is one "
         "(it is printed, and onnxruntime has replayed it), unsat that the property holds.",
     )
-    parser.add_argument("files", nargs="+", type=str, metavar="FILE",
-                        help="MODEL.onnx PROPERTY.vnnlib; or QUERY.vnnlib with --network; or MODEL.onnx with a region")
-    parser.add_argument("--network", action="append", default=[], metavar="NAME=FILE",
-                        help="the model of a network that the query declares; once for each")
-    parser.add_argument("--timeout", type=options.positive, metavar="S",
-                        help="seconds, counted from the start of the process (default: none)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON; - for stdout, in place "
-                        "of the plain answer")
-    parser.add_argument("--serialise-assignments", "--assignments", type=Path, metavar="FOLDER", dest="assignments",
-                        help="write a counterexample as one NAME.pb (TensorProto) a variable")
+    add_query(parser)
+    add_answer(parser)
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="write the state of the search to FILE every "
                         "10 seconds and at the time limit, and go on from it where it is there; removed when decided")
     parser.add_argument("--explain", action="store_true", help="say on stderr what was chosen for this query and why, "
                         "and at the end when each stage began")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write what is needed to prove unsat again, leaf "
                         "by leaf; the file is removed where the answer is another (beside --checkpoint: once decided)")
-    parser.add_argument("--exit-code", action="store_true", help="exit with 10 for sat and 20 for unsat")
     options.add_region_options(parser)
     options.add_run_options(parser)
+    parser.set_defaults(attack=False)
+
+
+def add_query(parser: argparse.ArgumentParser) -> None:
+    """The files that say what is asked."""
+    parser.add_argument("files", nargs="+", type=str, metavar="FILE",
+                        help="MODEL.onnx PROPERTY.vnnlib; or QUERY.vnnlib with --network; or MODEL.onnx with a region")
+    parser.add_argument("--network", action="append", default=[], metavar="NAME=FILE",
+                        help="the model of a network that the query declares; once for each")
+
+
+def add_answer(parser: argparse.ArgumentParser) -> None:
+    """How long may be worked, and where the answer goes."""
+    parser.add_argument("--timeout", type=options.positive, metavar="S",
+                        help="seconds, counted from the start of the process (default: none)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON; - for stdout, in place "
+                        "of the plain answer")
+    parser.add_argument("--serialise-assignments", "--assignments", type=Path, metavar="FOLDER", dest="assignments",
+                        help="write a counterexample as one NAME.pb (TensorProto) a variable")
+    parser.add_argument("--exit-code", action="store_true", help="exit with 10 for sat and 20 for unsat")
 
 
 def run(arguments: argparse.Namespace, session: Session | None = None) -> int:
@@ -77,6 +91,7 @@ def run(arguments: argparse.Namespace, session: Session | None = None) -> int:
         record=_absolute(arguments.record),
         checkpoint=_absolute(arguments.checkpoint),
         cores=limits.free_cores(),
+        attack=arguments.attack,
     )
     with Display(choose_mode(arguments.quiet)) as display:
         outcome, interrupted = session.wait(job, request, _Watcher(display))

@@ -245,7 +245,7 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        ([], "a command is missing: verify, bench"),
+        ([], "a command is missing: verify, attack, bench"),
         (["verify", "p.vnnlib", "m.onnx"], "the model comes first: verifier verify m.onnx p.vnnlib"),
         (["verify", "a b/p.vnnlib.gz", "m.onnx.gz"], "verifier verify m.onnx.gz a b/p.vnnlib.gz"),
     ],
