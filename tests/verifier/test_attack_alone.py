@@ -82,7 +82,7 @@ def test_the_command_takes_what_an_attack_needs() -> None:
 
 def test_the_command_prints_as_verify_does(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = checkout / "benchmarks" / "digits"
-    asked = ["attack", str(folder / "digits.onnx"), str(folder / "fragile.vnnlib"), "--timeout", "60", "--exit-code"]
+    asked = ["attack", str(folder / "digits.onnx"), str(folder / "fragile.vnnlib"), "--exit-code"]
     assert main(asked) == 10
     captured = capsys.readouterr()
     assert captured.out.startswith("sat\n((X_0 ") and "stage attack" in captured.err
