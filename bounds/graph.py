@@ -201,9 +201,10 @@ class Builder:
         """Give a node another name."""
         self._nodes[index] = replace(self._nodes[index], name=name)
 
-    def embed(self, graph: Graph, inputs: Sequence[int]) -> tuple[int, ...]:
-        """Copy another graph in, its inputs replaced by the given nodes; returns the ids of its outputs here."""
-        ids = dict(zip(graph.inputs, inputs, strict=True))
+    def embed(self, graph: Graph, inputs: Sequence[int], known: Mapping[int, int] | None = None) -> tuple[int, ...]:
+        """Copy another graph in, its inputs replaced by the given nodes, and its nodes in ``known`` by those they are
+        mapped to; returns the ids of its outputs here."""
+        ids = dict(zip(graph.inputs, inputs, strict=True)) | dict(known or {})
         for node in graph.nodes:
             if node.id in ids:
                 continue

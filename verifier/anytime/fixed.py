@@ -76,23 +76,12 @@ def _reader(graph: Graph) -> int | None:
 
 def _folded(graph: Graph, reader: int, kept: Tensor, fixed: Tensor, at: Tensor) -> Graph:
     build, layer = Builder(), graph.nodes[reader]
-    source = graph.inputs[0]
-    shape = graph.nodes[source].shape[:-1]
-    ids = {source: build.input((*shape, kept.shape[0]))}
+    x = build.input((*graph.nodes[graph.inputs[0]].shape[:-1], kept.shape[0]))
     weight, *bias = (graph.constants[i] for i in layer.inputs[1:])
-    for node in graph.nodes:
-        if node.id in ids:
-            continue
-        if node.id in graph.constants:
-            constant = graph.constants[node.id]
-            ids[node.id] = build.constant(constant.value, constant.error, node.name)
-        elif node.id == reader:
-            rest = build.constant(at[fixed])
-            moved = build.add(Gemm(), rest, _rows(build, weight, fixed), *(_part(build, b) for b in bias))
-            ids[node.id] = build.add(Gemm(), ids[source], _rows(build, weight, kept), moved, name=node.name)
-        else:
-            ids[node.id] = build.add(node.op, *(ids[i] for i in node.inputs), name=node.name)
-    return build.finish(ids[i] for i in graph.outputs)
+    offsets = (_part(build, b) for b in bias)
+    moved = build.add(Gemm(), build.constant(at[fixed]), _rows(build, weight, fixed), *offsets)
+    first = build.add(Gemm(), x, _rows(build, weight, kept), moved, name=layer.name)
+    return build.finish(build.embed(graph, [x], {reader: first}))
 
 
 def _rows(build: Builder, weight: Constant, places: Tensor) -> int:
