@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from verifier import limits
+from verifier.attacks.threats import project_onto_ball
 from verifier.radii import Centre
 
 POINTS, STEPS = 16, 200
@@ -75,7 +76,7 @@ class _Descents:
             way = slope.sign()
         else:
             way = slope / slope.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        self.away = project(self.away - size * self.radius[:, None] * way, self.radius, self.p)
+        self.away = project_onto_ball(self.away - size * self.radius[:, None] * way, self.radius, self.p)
 
     def _margin(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """The label's margins ``[N]`` over the other classes, and their slopes ``[N, n]``."""
@@ -92,20 +93,3 @@ class _Descents:
         low, high = self.centre.inner
         return points.clamp(low, high)
 
-
-def project(away: Tensor, radius: Tensor, p: float) -> Tensor:
-    """The vectors of p-norms at most ``radius`` ``[N]`` nearest (in the Euclidean norm) to ``away`` ``[N, n]``,
-    up to rounding; p is 1, 2 or inf."""
-    limit = radius.clamp(min=0)[:, None]
-    if p == math.inf:
-        return away.clamp(-limit, limit)
-    if p == 2:
-        length = away.norm(dim=1, keepdim=True)
-        return away * (limit / length.clamp(min=1e-30)).clamp(max=1)
-    size = away.abs()
-    most = size.sort(dim=1, descending=True).values
-    ranks = torch.arange(1, away.shape[1] + 1, dtype=away.dtype)
-    drop = (most.cumsum(1) - limit) / ranks  # Duchi et al. (ICML 2008), figure 1
-    last = (most > drop).sum(1, keepdim=True).clamp(min=1) - 1
-    threshold = drop.gather(1, last).clamp(min=0)
-    return away.sign() * (size - threshold).clamp(min=0)

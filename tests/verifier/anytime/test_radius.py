@@ -16,8 +16,9 @@ import torch
 import verifier
 from bounds import trace
 from verifier.anytime import radius as module
-from verifier.anytime.nearest import nearest, project
+from verifier.anytime.nearest import nearest
 from verifier.anytime.radius import BracketSearch, Judge, radius
+from verifier.attacks.threats import project_onto_ball
 from verifier.network import Network, read_network
 from verifier.radii import Centre, RadiusBracket, _root_above
 from verifier.replay import open_session
@@ -151,7 +152,7 @@ def test_projections(p: float) -> None:
     draw = torch.Generator().manual_seed(0)
     away = torch.randn((20, 5), generator=draw, dtype=torch.float64)
     radii = torch.rand(20, generator=draw, dtype=torch.float64) + 0.1
-    found = project(away, radii, p)
+    found = project_onto_ball(away, radii, p)
     assert bool((found.norm(p=p, dim=1) <= radii * (1 + 1e-9)).all())
     inside = away.norm(p=p, dim=1) <= radii
     assert torch.equal(found[inside], away[inside])

@@ -1,0 +1,199 @@
+"""Projected gradient descent and its relatives: a loss, a rule for the direction, starts, steps, restarts.
+
+Steps are measured in sizes of the threat model, so one value suits boxes of different widths and balls of all norms.
+``fgsm``, ``pgd``, ``mi_fgsm`` and ``adam_pgd`` are the usual combinations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from verifier.attacks.losses import CrossEntropy, Loss, Margin, TargetedMargin
+from verifier.attacks.trial import Trial
+
+Memory = tuple[Tensor, ...]
+
+
+class Rule(Protocol):
+    """From gradients to directions; ``memory`` is tensors with one row a point, () before the first step."""
+
+    def direction(self, gradient: Tensor, memory: Memory, step: int) -> tuple[Tensor, Memory]:
+        """What takes the gradient's place ``[P, d]`` in step ``step`` (from 0), and the next memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """The gradient itself."""
+
+    def direction(self, gradient: Tensor, memory: Memory, step: int) -> tuple[Tensor, Memory]:
+        """See ``Rule``."""
+        return gradient, ()
+
+
+@dataclass(frozen=True, slots=True)
+class Momentum:
+    """The sum of gradients of L1 norm 1, older ones with weights ``decay``, ``decay`` squared, ... (Dong et al., CVPR
+    2018, algorithm 1)."""
+
+    decay: float = 1.0
+
+    def direction(self, gradient: Tensor, memory: Memory, step: int) -> tuple[Tensor, Memory]:
+        """See ``Rule``."""
+        unit = gradient / gradient.norm(p=1, dim=1, keepdim=True).clamp(min=1e-30)
+        total = unit + self.decay * memory[0] if memory else unit
+        return total, (total,)
+
+
+@dataclass(frozen=True, slots=True)
+class Adam:
+    """Adam's direction (Kingma and Ba, ICLR 2015), of which a box's step takes the sign."""
+
+    first: float = 0.9
+    second: float = 0.99
+
+    def direction(self, gradient: Tensor, memory: Memory, step: int) -> tuple[Tensor, Memory]:
+        """See ``Rule``."""
+        zero = torch.zeros_like(gradient)
+        mean, square = memory if memory else (zero, zero)
+        mean = torch.lerp(gradient, mean, self.first)
+        square = torch.lerp(gradient.square(), square, self.second)
+        unit = mean / (1 - self.first ** (step + 1))
+        spread = (square / (1 - self.second ** (step + 1))).sqrt()
+        return unit / spread.clamp(min=1e-30), (mean, square)
+
+
+class Start(Protocol):
+    """Where the rows of a restart begin."""
+
+    def points(self, trial: Trial, who: Tensor) -> Tensor:
+        """One point ``[P, d]`` for each row, in its set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Centre:
+    """At the examples themselves."""
+
+    def points(self, trial: Trial, who: Tensor) -> Tensor:
+        """See ``Start``."""
+        return trial.problem.threat.centre[who]
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """At random points."""
+
+    def points(self, trial: Trial, who: Tensor) -> Tensor:
+        """See ``Start``."""
+        return trial.problem.threat.random(who, trial.draw)
+
+
+@dataclass(frozen=True, slots=True)
+class Diverse:
+    """Output-diversified: from random points ``steps`` steps along a random direction of the outputs (Tashiro et al.,
+    NeurIPS 2020, equation 3)."""
+
+    steps: int = 2
+    rate: float = 0.5
+
+    def points(self, trial: Trial, who: Tensor) -> Tensor:
+        """See ``Start``."""
+        threat = trial.problem.threat
+        x = threat.random(who, trial.draw)
+        way: _Along | None = None
+        for _ in range(self.steps):
+            if trial.late:
+                break
+            if way is None:
+                outputs = trial.outputs(x, who)
+                u = torch.rand(outputs.shape, generator=trial.draw, dtype=outputs.dtype, device=outputs.device)
+                way = _Along(2 * u - 1)
+            _, _, gradient = trial.descend(x, who, way, torch.arange(len(who), device=who.device))
+            x = threat.project(x + self.rate * threat.step(gradient, who), who)
+        return x
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Along:
+    """A linear function of the outputs, another for each row; its targets are the rows' numbers."""
+
+    direction: Tensor
+
+    @property
+    def targeted(self) -> bool:
+        return True
+
+    def value(self, goal: object, outputs: Tensor, who: Tensor, target: Tensor | None) -> Tensor:
+        return (outputs * self.direction[target]).sum(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Pgd:
+    """Projected gradient descent (Madry et al., ICLR 2018): ``steps`` steps of ``rate`` sizes of the threat model,
+    ``decay`` times shorter each, along ``rule``, on ``loss``, from ``start``, ``restarts`` times; a targeted loss aims
+    at each of the ``targets`` most likely other classes in turn."""
+
+    name: str = "pgd"
+    loss: Loss = field(default_factory=Margin)
+    rule: Rule = field(default_factory=Plain)
+    start: Start = field(default_factory=Uniform)
+    steps: int = 40
+    rate: float = 0.1
+    decay: float = 1.0
+    restarts: int = 1
+    targets: int = 9
+
+    def run(self, trial: Trial) -> None:
+        """See ``Attack``."""
+        for _ in range(self.restarts):
+            for rank in range(self.targets if self.loss.targeted else 1):
+                if trial.over:
+                    return
+                self._descend(trial, rank)
+
+    def _descend(self, trial: Trial, rank: int) -> None:
+        who, threat = trial.open(), trial.problem.threat
+        target = trial.others(rank, who) if self.loss.targeted else None
+        x = self.start.points(trial, who)
+        memory: Memory = ()
+        for step in range(self.steps):
+            keep = trial.is_open(who)
+            if trial.late or not bool(keep.any()):
+                return
+            if not bool(keep.all()):
+                x, who, memory = x[keep], who[keep], tuple(m[keep] for m in memory)
+                target = None if target is None else target[keep]
+            _, _, gradient = trial.descend(x, who, self.loss, target)
+            direction, memory = self.rule.direction(gradient, memory, step)
+            x = threat.project(x + self.rate * self.decay**step * threat.step(direction, who), who)
+        keep = trial.is_open(who)
+        if bool(keep.any()) and not trial.late:
+            trial.evaluate(x[keep], who[keep])
+
+
+def fgsm() -> Pgd:
+    """The fast gradient sign method (Goodfellow et al., ICLR 2015): one step of the whole size from the example."""
+    return Pgd("fgsm", CrossEntropy(), start=Centre(), steps=1, rate=1.0)
+
+
+def pgd(steps: int = 40, restarts: int = 1) -> Pgd:
+    """Plain projected descent on cross-entropy, as in Madry et al.: steps of 2.5 sizes / ``steps``."""
+    return Pgd("pgd", CrossEntropy(), steps=steps, rate=2.5 / steps, restarts=restarts)
+
+
+def mi_fgsm(steps: int = 10) -> Pgd:
+    """Momentum iterative FGSM (Dong et al., CVPR 2018)."""
+    return Pgd("mi-fgsm", CrossEntropy(), Momentum(), Centre(), steps, 1 / steps)
+
+
+def adam_pgd(steps: int = 100, restarts: int = 1) -> Pgd:
+    """Sign-of-Adam steps on the margin from output-diversified starts."""
+    return Pgd("adam-pgd", Margin(), Adam(), Diverse(), steps, 0.25, 0.97, restarts)
+
+
+def multi_targeted(steps: int = 40, targets: int = 9) -> Pgd:
+    """Descent on the margin over each of the most likely other classes (Gowal et al., 2019)."""
+    return Pgd("multi-targeted", TargetedMargin(), steps=steps, rate=0.25, decay=0.95, targets=targets)

@@ -1,0 +1,58 @@
+"""From examples of a classifier, or the clauses of a query, to what attacks work on."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import cast, get_args
+
+import numpy as np
+import torch
+
+from verifier.attacks.clauses import ClauseArrays
+from verifier.attacks.goals import Clauses, Misclassified
+from verifier.attacks.oracle import GraphOracle, Oracle
+from verifier.attacks.threats import BallNorm, Balls, Boxes, Threat, box_around, inner_ends
+from verifier.attacks.trial import Problem
+from verifier.errors import InputError
+from verifier.query import Query
+
+
+def classification(oracle: Oracle, x: np.ndarray, labels: np.ndarray, threat: Threat) -> Problem:
+    """N examples ``x`` ``[N, n]`` of classes ``labels`` ``[N]``; some other class is to score at least as much in
+    ``threat``. Raises ``InputError`` where the numbers do not fit."""
+    if len(labels) != len(x) or len(threat.centre) != len(x):
+        raise InputError(f"{len(x)} examples, {len(labels)} labels, {len(threat.centre)} sets: one each is needed")
+    return Problem(oracle, Misclassified(torch.from_numpy(labels.astype(np.int64)).to(oracle.device)), threat)
+
+
+def ball(
+    x: np.ndarray,
+    epsilon: Fraction,
+    norm: str,
+    data_range: tuple[Fraction, Fraction] | None = None,
+    device: torch.device | str = "cpu",
+) -> Threat:
+    """The balls of radius ``epsilon`` around ``x`` ``[N, n]`` (float32 or float64: the model's element type) in the
+    norm "inf", "2", "1" or "0", cut by a range. Raises ``InputError`` for an example outside of it."""
+    centre = torch.from_numpy(x).to(device)
+    if norm == "inf":
+        lower, upper = box_around(x, epsilon, data_range)
+        return Boxes(torch.from_numpy(lower).to(device), torch.from_numpy(upper).to(device), centre)
+    if norm not in get_args(BallNorm):
+        raise InputError(f"norm {norm!r}: the known ones are inf, 2, 1 and 0")
+    if data_range is None:
+        return Balls.of(centre, epsilon, cast(BallNorm, norm))
+    low, high = (float(e) for e in inner_ends(data_range, x.dtype))
+    return Balls.of(centre, epsilon, cast(BallNorm, norm), (low, high))
+
+
+def of_clauses(query: Query, chosen: np.ndarray | None = None, device: torch.device | str = "cpu") -> Problem:
+    """The clauses of a query (numbers ``chosen``; None: all whose box is not empty), each an example in its box."""
+    cases = query.cases
+    empty = np.any(cases.inner_lower > cases.inner_upper, axis=1)
+    every = np.arange(len(cases.literals_of) - 1) if chosen is None else np.asarray(chosen, dtype=np.int64)
+    arrays = ClauseArrays.of(cases, every[~empty[np.searchsorted(cases.clauses_of, every, side="right") - 1]], device)
+    dtype = torch.promote_types(torch.from_numpy(cases.inner_lower[:1]).dtype, torch.float32)
+    box = arrays.box.cpu().numpy()
+    lower, upper = (torch.from_numpy(a[box]).to(device, dtype) for a in (cases.inner_lower, cases.inner_upper))
+    return Problem(GraphOracle.of(query.graph, dtype, device), Clauses(arrays), Boxes.of(lower, upper))

@@ -1,0 +1,264 @@
+"""Threat models: the set that each example's points must stay in, exactly.
+
+Examples have numbers, and each of P points is tried for one of them (``who`` ``[P]``). ``project`` returns numbers of
+the model's own element type that lie in the set as exact numbers, not up to a tolerance: a box has ends of that type,
+and in a ball the change is scaled down a little and rounded towards the centre, coordinate by coordinate, so that the
+exact norm of the exact difference stays at or below the radius.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.errors import InputError
+
+BallNorm = Literal["2", "1", "0"]
+
+_SLACK = 1e-7
+"""By how much a ball is made smaller before rounding: far more than float64's errors in its norm."""
+
+
+class Threat(Protocol):
+    """Where the points of N examples may lie; all tensors ``[N, d]`` in the type of the search."""
+
+    @property
+    def centre(self) -> Tensor:
+        """The examples themselves ``[N, d]``, each in its set."""
+
+    def project(self, x: Tensor, who: Tensor) -> Tensor:
+        """The points ``[P, d]`` moved into the sets of ``who`` ``[P]``, exactly."""
+
+    def contains(self, x: Tensor, who: Tensor) -> Tensor:
+        """``[P]`` bool: proven to lie in the set (a point within rounding of a ball's surface may be refused)."""
+
+    def random(self, who: Tensor, draw: torch.Generator) -> Tensor:
+        """A random point of each set, ``[P, d]``."""
+
+    def step(self, gradient: Tensor, who: Tensor) -> Tensor:
+        """The change ``[P, d]`` of the set's own size along which a function with this gradient falls most."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Boxes:
+    """``lower <= x <= upper`` ``[N, d]``, ends included and of the model's type; ``centre`` lies between them. The
+    ball of the norm inf cut by a data range, and any box of a property."""
+
+    lower: Tensor
+    upper: Tensor
+    centre: Tensor
+
+    @staticmethod
+    def of(lower: Tensor, upper: Tensor, centre: Tensor | None = None) -> Boxes:
+        """Raises ``InputError`` where ends are crossed."""
+        if bool((lower > upper).any()):
+            raise InputError("a box is empty: lower > upper")
+        middle = lower / 2 + upper / 2 if centre is None else centre
+        return Boxes(lower, upper, torch.minimum(torch.maximum(middle, lower), upper))
+
+    def project(self, x: Tensor, who: Tensor) -> Tensor:
+        """See ``Threat``: the nearest point of the box in every norm."""
+        return torch.minimum(torch.maximum(x, self.lower[who]), self.upper[who])
+
+    def contains(self, x: Tensor, who: Tensor) -> Tensor:
+        """See ``Threat``."""
+        return ((x >= self.lower[who]) & (x <= self.upper[who])).all(1)
+
+    def random(self, who: Tensor, draw: torch.Generator) -> Tensor:
+        """See ``Threat``: uniform."""
+        lower = self.lower[who]
+        u = torch.rand(lower.shape, generator=draw, dtype=lower.dtype, device=lower.device)
+        return self.project(lower + u * self._width(who), who)
+
+    def step(self, gradient: Tensor, who: Tensor) -> Tensor:
+        """See ``Threat``: half a width against the sign."""
+        return -gradient.sign() * (self._width(who) / 2)
+
+    def _width(self, who: Tensor) -> Tensor:
+        return (self.upper[who] - self.lower[who]).clamp(max=torch.finfo(self.lower.dtype).max)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Balls:
+    """The points at a distance of at most ``radius`` from ``centre`` ``[N, d]`` in a ``norm``, cut by a data range
+    ``[low, high]`` that holds the centres. In the norm "0" the radius is how many elements may differ; a change of an
+    element is then worth the whole range.
+
+    ``radius`` is exact; ``low``, ``high`` are numbers of the model's type (infinite: no limit).
+    """
+
+    centre: Tensor
+    radius: Fraction
+    norm: BallNorm
+    low: float
+    high: float
+
+    @staticmethod
+    def of(
+        centre: Tensor, radius: Fraction, norm: BallNorm, ends: tuple[float, float] = (-math.inf, math.inf)
+    ) -> Balls:
+        """Raises ``InputError`` for a negative radius and for centres outside of the range."""
+        if radius < 0:
+            raise InputError(f"epsilon: {radius} is negative")
+        if norm == "0" and not (math.isfinite(ends[0]) and math.isfinite(ends[1])):
+            raise InputError("the norm 0 limits how many elements change, not by how much: give a data range")
+        if bool(((centre < ends[0]) | (centre > ends[1])).any()):
+            raise InputError(f"an example lies outside the data range [{ends[0]}, {ends[1]}]")
+        return Balls(centre, radius, norm, *ends)
+
+    def project(self, x: Tensor, who: Tensor) -> Tensor:
+        """See ``Threat``. In the norms 2 and 1 the nearest point of the ball, cut by the range after; in the norm 0 the
+        largest changes are kept."""
+        centre = self.centre[who]
+        inside = x.clamp(self.low, self.high)
+        if self.norm == "0":
+            return torch.where(_largest(inside - centre, self._count), inside, centre)
+        reach = float(self.radius) * (1 - _SLACK)
+        away = inside.double() - centre.double()
+        away = project_onto_ball(away, away.new_full((len(away),), reach), float(self.norm))
+        return rounded_towards(centre, away).clamp(self.low, self.high)
+
+    def contains(self, x: Tensor, who: Tensor) -> Tensor:
+        """See ``Threat``: by an upper bound of the distance that has its rounding in it."""
+        centre = self.centre[who]
+        ranged = ((x >= self.low) & (x <= self.high)).all(1)
+        if self.norm == "0":
+            return ranged & ((x != centre).sum(1) <= self._count)
+        return ranged & (upper_distance(x, centre, self.norm) <= below(self.radius))
+
+    def random(self, who: Tensor, draw: torch.Generator) -> Tensor:
+        """See ``Threat``: in a random direction, at distances that fill the ball evenly (norms 2, 1); random elements
+        at random values (norm 0)."""
+        centre = self.centre[who]
+        if self.norm == "0":
+            u = torch.rand(centre.shape, generator=draw, dtype=centre.dtype, device=centre.device)
+            pick = torch.rand(centre.shape, generator=draw, device=centre.device)
+            chosen = _largest(pick, self._count)
+            return torch.where(chosen, (self.low + u * (self.high - self.low)).clamp(self.low, self.high), centre)
+        away = torch.randn(centre.shape, generator=draw, dtype=torch.float64, device=centre.device)
+        if self.norm == "1":  # differences of exponentials, scaled to the sphere (Rubinstein)
+            away = away.sign() * torch.empty_like(away).exponential_(generator=draw)
+        length = away.norm(p=float(self.norm), dim=1, keepdim=True).clamp(min=1e-300)
+        share = torch.rand((len(who), 1), generator=draw, dtype=torch.float64, device=centre.device)
+        reach = float(self.radius) * share ** (1 / max(1, centre.shape[1]))
+        return self.project((centre.double() + away / length * reach).to(centre.dtype), who)
+
+    def step(self, gradient: Tensor, who: Tensor) -> Tensor:
+        """See ``Threat``: against the gradient scaled to the radius (norm 2); spread over the twentieth of the elements
+        with the largest slopes (norm 1: along the largest alone the way would be long); a full range along the
+        gradient scaled by its largest element (norm 0)."""
+        if self.norm == "2":
+            return -gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1e-30) * float(self.radius)
+        if self.norm == "0":
+            largest = gradient.abs().amax(1, keepdim=True).clamp(min=1e-30)
+            return -gradient / largest * (self.high - self.low)
+        room = torch.where(gradient > 0, self.centre[who] > self.low, self.centre[who] < self.high)
+        count = max(1, gradient.shape[1] // 20)
+        chosen = _largest(gradient * room, count)
+        return -(gradient.sign() * chosen) * (float(self.radius) / count)
+
+    @property
+    def _count(self) -> int:
+        return min(int(self.radius), self.centre.shape[1])
+
+
+def rounded_towards(centre: Tensor, away: Tensor) -> Tensor:
+    """Numbers of the centre's type between ``centre`` and ``centre + away`` (float64), next to the latter: exactly,
+    ``|result - centre| <= |away|`` in every coordinate, up to float64's rounding of the difference."""
+    wide = centre.double()
+    near = (wide + away).to(centre.dtype)
+    beyond = (near.double() - wide).abs() > away.abs()
+    return torch.where(beyond, torch.nextafter(near, centre), near)
+
+
+def upper_distance(x: Tensor, centre: Tensor, norm: str) -> Tensor:
+    """``[P]`` float64, at least the exact distance of ``x`` from ``centre`` (``[P, d]`` each) in the norm 2, 1 or inf:
+    differences, products and sums of d terms are off by at most a share (d + 8) * 2^-52 and an underflow."""
+    gap = x.double() - centre.double()
+    more = 1 + (gap.shape[1] + 8) * 2.0**-52
+    if norm == "inf":
+        return gap.abs().amax(1) * more
+    if norm == "1":
+        return gap.abs().sum(1) * more
+    return ((gap.square().sum(1) * more + gap.shape[1] * 2.0**-1022).sqrt()) * (1 + 2.0**-50)
+
+
+def below(number: Fraction) -> float:
+    """The greatest float64 that is at most the number."""
+    near = float(number)
+    return near if Fraction(near) <= number else math.nextafter(near, -math.inf)
+
+
+def box_around(
+    centres: np.ndarray, radius: Fraction, ends: tuple[Fraction, Fraction] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The least and greatest numbers of the array's type within ``radius`` of each element and within ``ends``.
+
+    ``centres`` (float32 or float64, any shape) are exact numbers, so each lies between its two ends. Raises
+    ``InputError`` for an element outside of ``ends``, and where a radius leads beyond the type's range.
+    """
+    values, inverse = np.unique(centres, return_inverse=True)
+    low, high = np.empty_like(values), np.empty_like(values)
+    for k, value in enumerate(values.tolist()):
+        at = Fraction(value)
+        first, last = at - radius, at + radius
+        if ends is not None:
+            if not ends[0] <= at <= ends[1]:
+                raise InputError(f"an element {value} is outside the data range [{ends[0]}, {ends[1]}]")
+            first, last = max(first, ends[0]), min(last, ends[1])
+        low[k], high[k] = _above(first, values.dtype), -_above(-last, values.dtype)
+    return low[inverse].reshape(centres.shape), high[inverse].reshape(centres.shape)
+
+
+def inner_ends(ends: tuple[Fraction, Fraction], dtype: np.dtype) -> tuple[Any, Any]:
+    """The least and the greatest number of a type in a range."""
+    low, high = _above(ends[0], dtype), -_above(-ends[1], dtype)
+    if low > high:
+        raise InputError(f"data range: no number of {dtype} lies in [{ends[0]}, {ends[1]}]")
+    return low, high
+
+
+def _above(number: Fraction, dtype: np.dtype) -> Any:
+    """The least number of the type that is at least ``number``."""
+    try:
+        near = np.asarray(float(number)).astype(dtype)[()]
+    except OverflowError:
+        near = dtype.type(math.inf)
+    if not np.isfinite(near):
+        raise InputError(f"epsilon: the region reaches beyond the range of {dtype}")
+    if Fraction(float(near)) < number:
+        near = np.nextafter(near, dtype.type(math.inf))
+    below_it = np.nextafter(near, dtype.type(-math.inf))
+    return below_it if Fraction(float(below_it)) >= number else near
+
+
+def project_onto_ball(away: Tensor, radius: Tensor, p: float) -> Tensor:
+    """The vectors of p-norms at most ``radius`` ``[N]`` nearest (in the Euclidean norm) to ``away`` ``[N, n]``,
+    up to rounding; p is 1, 2 or inf."""
+    limit = radius.clamp(min=0)[:, None]
+    if p == math.inf:
+        return away.clamp(-limit, limit)
+    if p == 2:
+        length = away.norm(dim=1, keepdim=True)
+        return away * (limit / length.clamp(min=1e-30)).clamp(max=1)
+    size = away.abs()
+    most = size.sort(dim=1, descending=True).values
+    ranks = torch.arange(1, away.shape[1] + 1, dtype=away.dtype, device=away.device)
+    drop = (most.cumsum(1) - limit) / ranks  # Duchi et al. (ICML 2008), figure 1
+    last = (most > drop).sum(1, keepdim=True).clamp(min=1) - 1
+    threshold = drop.gather(1, last).clamp(min=0)
+    return away.sign() * (size - threshold).clamp(min=0)
+
+
+def _largest(change: Tensor, count: int) -> Tensor:
+    """``[P, d]`` bool: the ``count`` largest absolute values of each row."""
+    chosen = torch.zeros(change.shape, dtype=torch.bool, device=change.device)
+    if count == 0:
+        return chosen
+    return chosen.scatter(1, change.abs().topk(min(count, change.shape[1]), dim=1).indices, True)
