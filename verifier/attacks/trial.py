@@ -29,12 +29,14 @@ View = Callable[[Tensor, Tensor], Tensor]
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
     """N examples: whether some point of ``threat`` makes ``goal`` true of the ``oracle``'s outputs. ``view`` maps
-    points to the model's inputs where these are parameters of a transformation (None: points are inputs)."""
+    points to the model's inputs where these are parameters of a transformation (None: points are inputs). ``penalty``
+    ``[P]`` of points and examples is added to every loss; it changes no margin."""
 
     oracle: Oracle
     goal: Goal
     threat: Threat
     view: View | None = None
+    penalty: View | None = None
 
     @property
     def size(self) -> int:
@@ -151,6 +153,8 @@ class Trial:
             with torch.enable_grad():
                 outputs = self.problem.oracle.outputs(self.problem.inputs(at, owner))
                 value = loss.value(goal, outputs, owner, aim)
+                if self.problem.penalty is not None:
+                    value = value + self.problem.penalty(at, owner)
                 gradient = _gradient(value, at)
             parts.append((value.detach(), goal.margin(outputs.detach(), owner), gradient))
         value, margin, gradient = (torch.cat(column) for column in zip(*parts, strict=True))
