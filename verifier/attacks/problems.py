@@ -46,6 +46,18 @@ def ball(
     return Balls.of(centre, epsilon, cast(BallNorm, norm), (low, high))
 
 
+def whole_range(
+    x: np.ndarray, data_range: tuple[Fraction, Fraction] | None = None, device: torch.device | str = "cpu"
+) -> Boxes:
+    """All points of a range (None: of any size) around the examples ``x`` ``[N, n]`` (float32 or float64: the model's
+    element type), for minimum-distortion attacks. Raises ``InputError`` for an example outside of it."""
+    low, high = (-np.inf, np.inf) if data_range is None else inner_ends(data_range, x.dtype)
+    if bool(((x < low) | (x > high)).any()):
+        raise InputError(f"an example lies outside the data range [{low}, {high}]")
+    centre = torch.from_numpy(x).to(device)
+    return Boxes.of(torch.full_like(centre, float(low)), torch.full_like(centre, float(high)), centre)
+
+
 def of_clauses(query: Query, chosen: np.ndarray | None = None, device: torch.device | str = "cpu") -> Problem:
     """The clauses of a query (numbers ``chosen``; None: all whose box is not empty), each an example in its box."""
     cases = query.cases

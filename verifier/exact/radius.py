@@ -21,7 +21,8 @@ from milp.exact import Outcome
 from milp.highs import InProcess, Runner
 from milp.settle import Standing
 from verifier import limits
-from verifier.anytime.nearest import FURTHEST, nearest
+from verifier.anytime.nearest import nearest
+from verifier.attacks.nearby.fmn import FURTHEST
 from verifier.errors import InputError, UnsupportedError
 from verifier.exact.refusals import check_operators, explained
 from verifier.radii import Centre, RadiusBracket, RadiusProgress, Report, Status

@@ -1,0 +1,86 @@
+"""What the attacks of this package have in common: rows that budgets pay for, ends of a range, linear models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from verifier.attacks.goals import Misclassified
+from verifier.attacks.losses import Margin, TargetedMargin
+from verifier.attacks.nearby.measure import Norm, dual
+from verifier.attacks.threats import Balls, Boxes, Threat
+from verifier.attacks.trial import Trial
+
+State = TypeVar("State", bound=Any)
+
+
+def affordable(trial: Trial, who: Tensor, cost: int = 1) -> Tensor:
+    """``[P]`` bool: rows of open examples whose budgets pay for ``cost`` evaluations of each, the first rows first."""
+    keep = trial.is_open(who)
+    if trial.budget is None:
+        return keep
+    order = who.argsort(stable=True)
+    ordered = who[order]
+    turn = torch.empty_like(who)
+    turn[order] = torch.arange(len(who), device=who.device) - torch.searchsorted(ordered, ordered)
+    return keep & ((turn + 1) * cost <= trial.budget - trial.evaluations[who])
+
+
+def kept(state: State, keep: Tensor) -> State:
+    """A frozen value of tensors ``[P, ...]`` with the rows to keep."""
+    if bool(keep.all()):
+        return state
+    columns = {f.name: getattr(state, f.name) for f in fields(state)}
+    return replace(state, **{k: v[keep] for k, v in columns.items() if isinstance(v, Tensor)})
+
+
+def ends(threat: Threat, who: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the greatest value of each element, ``[P, d]`` each; infinite where a set has no box around it."""
+    if isinstance(threat, Boxes):
+        return threat.lower[who], threat.upper[who]
+    low, high = (threat.low, threat.high) if isinstance(threat, Balls) else (-math.inf, math.inf)
+    like = threat.centre[who]
+    return torch.full_like(like, low), torch.full_like(like, high)
+
+
+def targets(trial: Trial, who: Tensor, most: int) -> Tensor | None:
+    """The ``most`` likeliest other classes ``[P, K]`` of each row's example; None for a goal without classes."""
+    if not isinstance(trial.problem.goal, Misclassified):
+        return None
+    classes = [trial.others(0, who)]
+    for rank in range(1, most):
+        one = trial.others(rank, who)
+        if bool((one == classes[-1]).all()):  # there are no more
+            break
+        classes.append(one)
+    return torch.stack(classes, 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """The linear model ``value + slope . change`` of the margin over that class whose plane is the nearest; ``margin``
+    itself."""
+
+    value: Tensor
+    slope: Tensor
+    margin: Tensor
+
+
+def linear(trial: Trial, x: Tensor, who: Tensor, aims: Tensor | None, norm: Norm) -> Linear:
+    """Models ``[P]`` at points ``[P, d]``; one evaluation for each of the classes ``aims`` ``[P, K]``, or one."""
+    if aims is None:
+        value, margin, slope = trial.descend(x, who, Margin())
+        return Linear(value, slope, margin)
+    rows, count = aims.shape
+    value, margin, slope = trial.descend(
+        x.repeat_interleave(count, 0), who.repeat_interleave(count), TargetedMargin(), aims.flatten()
+    )
+    value, slope = value.reshape(rows, count), slope.reshape(rows, count, -1)
+    far = value.abs() / dual(slope, "2" if norm == "0" else norm).clamp(min=1e-30)
+    near = torch.nan_to_num(far, nan=math.inf).argmin(1)
+    each = torch.arange(rows, device=x.device)
+    return Linear(value[each, near], slope[each, near], margin.reshape(rows, count)[:, 0])
