@@ -48,7 +48,8 @@ def first_rows(trial: Trial, norm: Norm) -> Weighed:
     _, margin, slope = trial.descend(x, who, Margin())
     low, high = ends(threat, who)
     steep = slope.square().sum(1)
-    c = torch.where(steep > 0, 2 * margin.clamp(min=0) / steep.clamp(min=1e-30), 1.0)
+    weight = 2.0 if norm == "2" else 0.6  # the norm inf's penalty is 0 up to the limit: less margin outweighs it
+    c = torch.where(steep > 0, weight * margin.clamp(min=0) / steep.clamp(min=1e-30), 1.0)
     change = margin.clamp(min=0) / dual(slope, "inf").clamp(min=1e-12)  # of each element, where all move alike
     width = torch.where((high - low).isfinite(), high - low, 1.0).amax(1).clamp(min=1e-30)
     rate = (change / width / 2).clamp(1e-4, 0.05)
@@ -103,8 +104,8 @@ def _pull(norm: Norm, limit: Tensor) -> Callable[[Tensor], Tensor]:
 @dataclass(frozen=True, slots=True)
 class CarliniWagner:
     """Norm 2: ``searches`` minimisations of ``steps`` steps from the example; c grows tenfold until one succeeds, and
-    is halved in after. Norm inf: each goes on from the last, below a limit ``shrink`` times the least distance so far;
-    where none is found there, c grows fourfold, twice, and then the limit."""
+    is halved in after. Norm inf: twice as many, each goes on from the nearest hit, below a limit ``shrink`` times its
+    distance; where none is found there, c grows, twice, and then the limit."""
 
     norm: Norm = "2"
     searches: int = 9
@@ -127,7 +128,7 @@ class CarliniWagner:
             rows, state = kept(rows, keep), kept(state, keep)
             if trial.late or not len(rows.who):
                 return
-            found = minimise(trial, rows, self.steps if self.norm == "2" else self.steps // 2, self.norm)
+            found = minimise(trial, rows, self.steps, self.norm)
             rows, state = (self._weighed if self.norm == "2" else self._limited)(found, state)
 
     def _weighed(self, rows: Weighed, state: _Search) -> tuple[Weighed, _Search]:
@@ -147,9 +148,11 @@ class CarliniWagner:
         low = torch.where(given_up, torch.maximum(state.low, rows.beyond), state.low)
         low = torch.where(low < high, low, 0.0)
         failed = torch.where(given_up, 0.0, failed)
-        c = torch.where(hit | given_up, rows.c, 4 * rows.c).clamp(max=1e20)
-        limit = torch.where(high.isfinite(), torch.maximum(self.shrink * high, (low + high) / 2), rows.beyond)
-        return replace(rows, c=c, beyond=limit, start=best), _Search(low, high, failed, best)
+        late = high.isfinite()
+        c = torch.where(hit | given_up, rows.c, torch.where(late, 1.5, 4.0) * rows.c).clamp(max=1e20)
+        rate = torch.where(late, 0.75 * rows.rate, rows.rate)  # ever less is left to go
+        limit = torch.where(late, torch.maximum(self.shrink * high, (low + high) / 2), rows.beyond)
+        return replace(rows, c=c, rate=rate, beyond=limit, start=best), _Search(low, high, failed, best)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,9 +171,10 @@ class CarliniWagnerSparse:
     was found (slope times change), and again with the others; first a ``share`` of the changed ones at once, fewer
     where no counterexample is left, in the end one."""
 
-    share: float = 0.5
+    share: float = 0.4
     rounds: int = 20
-    steps: int = 40
+    steps: int = 60
+    rate: float = 0.05
 
     @property
     def name(self) -> str:
@@ -180,7 +184,8 @@ class CarliniWagnerSparse:
     def run(self, trial: Trial) -> None:
         """See ``Attack``."""
         rows = first_rows(trial, "2")
-        rows = replace(rows, c=10 * rows.c)
+        # Fewer elements have to go further, each up to its whole range.
+        rows = replace(rows, c=10 * rows.c, rate=rows.rate.clamp(min=self.rate))
         state = _Fixing(rows.free, torch.zeros_like(rows.start), torch.full_like(rows.c, self.share))
         for _ in range(self.rounds):
             keep = affordable(trial, rows.who) & rows.free.any(1)
@@ -205,7 +210,7 @@ class CarliniWagnerSparse:
         fewer = free & (order >= drop[:, None])
         fewer = torch.where(known[:, None], fewer, free) & ~stuck[:, None]
         c = torch.where(hit | known, rows.c, 10 * rows.c).clamp(max=1e20)
-        return replace(rows, free=fewer, c=c), _Fixing(free, worth, share)
+        return replace(rows, start=rows.hit, free=fewer, c=c), _Fixing(free, worth, share)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
