@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from verifier.anytime.radius import radius
     from verifier.anytime.refinement import refine
     from verifier.anytime.sensitivity import Sensitivity, sensitivity
-    from verifier.api import attack, load, verify
+    from verifier.api import attack, load, robust_accuracy, verify
+    from verifier.attacks.evaluation import Evaluation
     from verifier.errors import InputError, InternalError, UnsupportedError, VerifierError
     from verifier.exact.radius import exact_radius
     from verifier.exact.ranges import ExactRange, exact_range
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Counterexample",
     "Enclosure",
+    "Evaluation",
     "ExactRange",
     "InputError",
     "InternalError",
@@ -54,6 +56,7 @@ __all__ = [
     "radius",
     "read",
     "refine",
+    "robust_accuracy",
     "robustness",
     "sensitivity",
     "verify",
@@ -64,7 +67,8 @@ _HOMES = (
     ("verifier.anytime.radius", ("radius",)),
     ("verifier.anytime.refinement", ("refine",)),
     ("verifier.anytime.sensitivity", ("Sensitivity", "sensitivity")),
-    ("verifier.api", ("attack", "load", "verify")),
+    ("verifier.api", ("attack", "load", "robust_accuracy", "verify")),
+    ("verifier.attacks.evaluation", ("Evaluation",)),
     ("verifier.errors", ("InputError", "InternalError", "UnsupportedError", "VerifierError")),
     ("verifier.exact.radius", ("exact_radius",)),
     ("verifier.exact.ranges", ("ExactRange", "exact_range")),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +11,15 @@ from typing import TYPE_CHECKING
 from verifier.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from bounds.graph import Graph
+    from verifier.attacks.classifier import Classifier
+    from verifier.attacks.evaluation import Evaluation, EvaluationProgress
+    from verifier.attacks.trial import Attack
+    from verifier.network import Network
     from verifier.query import Query
+    from verifier.regions import Number
     from verifier.verdict import Progress, Unknown, Verdict, Violated
 
 
@@ -76,6 +84,49 @@ def attack(
     query = _query(query, property)
     left = None if timeout is None else max(timeout - (limits.now() - start), 0.0)
     return pipeline.attack(query, timeout=left, seed=seed, device=device, report=report)
+
+
+def robust_accuracy(  # noqa: PLR0913 - the questions that a caller may ask
+    model: str | Path | bytes | Network | Classifier,
+    x: np.ndarray,
+    y: np.ndarray | None = None,
+    *,
+    epsilon: Number,
+    norm: str = "inf",
+    data_range: tuple[Number, Number] | None = None,
+    attacks: Sequence[Attack] | None = None,
+    timeout: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    report: Callable[[EvaluationProgress], None] | None = None,
+) -> Evaluation:
+    """Attack a classifier at many examples: what it gets right, and of that what no attack could change.
+
+    ``x`` ``[N, *input shape]`` (or flat, ``[N, n]``) with classes ``y`` ``[N]`` (None: the model's own). The attacks
+    stay within ``epsilon`` of an example in the ``norm`` "inf", "2", "1" or "0" (how many elements may change), and in
+    ``data_range``, exactly. ``attacks``: of ``verifier.attacks`` (None: the ensemble of ``portfolio``), each on the
+    examples that the ones before left. The result holds for onnxruntime, which has replayed every point; the true
+    robust accuracy is at most what is found, and nothing is proven of it from below. Raises ``InputError`` and
+    ``UnsupportedError``.
+    """
+    from verifier import limits
+    from verifier.attacks import evaluation, portfolio
+    from verifier.attacks.classifier import Classifier
+    from verifier.examples import fit_examples
+    from verifier.pipeline import choose_device
+    from verifier.property.numbers import exact
+    from verifier.regions import exact_range
+
+    start = limits.now()
+    _check_numbers(timeout, seed)
+    classifier = model if isinstance(model, Classifier) else Classifier.of(model)
+    examples = fit_examples(x, y, classifier.shape, classifier.dtype)
+    place, ends = choose_device(device), None if data_range is None else exact_range(data_range)
+    threat = evaluation.ball_threat(exact(epsilon, "epsilon"), norm, ends, place)
+    chosen = portfolio.ensemble(classifier, norm) if attacks is None else attacks
+    evaluator = evaluation.Evaluator(classifier, examples, threat, chosen, seed)
+    evaluator.run(math.inf if timeout is None else start + timeout, report=report)
+    return evaluator.result()
 
 
 def _query(query: Query | str | Path | Mapping[str, str | Path], given: str | Path | None) -> Query:

@@ -28,15 +28,18 @@ class Goal(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Misclassified:
-    """Some other class has at least the score of the example's own, ``label`` ``[N]``."""
+    """Some other class has at least the score of the example's own, ``label`` ``[N]``, and ``slack`` ``[N]`` more
+    (None: 0), for examples of which onnxruntime has refused a point with less."""
 
     label: Tensor
+    slack: Tensor | None = None
 
     def margin(self, outputs: Tensor, who: Tensor) -> Tensor:
-        """The label's score less the greatest of the others."""
+        """The label's score less the greatest of the others, and the slack."""
         label = self.label[who][:, None]
         others = outputs.scatter(1, label, -math.inf).amax(1)
-        return _without_nan(outputs.gather(1, label).squeeze(1) - others)
+        margin = outputs.gather(1, label).squeeze(1) - others
+        return _without_nan(margin if self.slack is None else margin + self.slack[who])
 
     def labels(self, who: Tensor) -> Tensor:
         """The labels."""

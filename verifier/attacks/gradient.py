@@ -184,6 +184,11 @@ def pgd(steps: int = 40, restarts: int = 1) -> Pgd:
     return Pgd("pgd", CrossEntropy(), steps=steps, rate=2.5 / steps, restarts=restarts)
 
 
+def pgd_margin(steps: int = 40, restarts: int = 1) -> Pgd:
+    """Plain projected descent on the margin, for properties too, with steps that shrink to a twentieth."""
+    return Pgd("pgd-margin", Margin(), steps=steps, rate=0.5, decay=0.05 ** (1 / steps), restarts=restarts)
+
+
 def mi_fgsm(steps: int = 10) -> Pgd:
     """Momentum iterative FGSM (Dong et al., CVPR 2018)."""
     return Pgd("mi-fgsm", CrossEntropy(), Momentum(), Centre(), steps, 1 / steps)

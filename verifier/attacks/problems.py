@@ -35,6 +35,8 @@ def ball(
     """The balls of radius ``epsilon`` around ``x`` ``[N, n]`` (float32 or float64: the model's element type) in the
     norm "inf", "2", "1" or "0", cut by a range. Raises ``InputError`` for an example outside of it."""
     centre = torch.from_numpy(x).to(device)
+    if epsilon < 0:
+        raise InputError(f"epsilon: {epsilon} is negative")
     if norm == "inf":
         lower, upper = box_around(x, epsilon, data_range)
         return Boxes(torch.from_numpy(lower).to(device), torch.from_numpy(upper).to(device), centre)

@@ -91,7 +91,9 @@ def _command(arguments: list[str]) -> int:
 
     installation.check()
     early = None
-    if arguments[:1] in (["verify"], ["attack"]) and not {"-h", "--help"} & set(arguments):
+    # Of the options that matter here none may be shortened; with --data the attack needs no worker.
+    data = any(a.partition("=")[0] == "--data" for a in arguments)
+    if arguments[:1] in (["verify"], ["attack"]) and not data and not {"-h", "--help"} & set(arguments):
         from verifier.cli.session import Session
 
         # Loading torch takes the worker a second, so it starts before the options are looked at.

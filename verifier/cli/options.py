@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +16,8 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 # An exponent of more digits would be written out, and nobody's radius has one.
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,4000}(?:\.[0-9]{0,4000})?|\.[0-9]{1,4000})(?:[eE][+-]?[0-9]{1,4})?")
 _NEGATIVE = re.compile(r"-\.?[0-9]")
+NORMS = ("inf", "2", "1")
+"""Norms of balls that are bounded; attacks know \"0\" too."""
 
 
 def shield_negative_numbers(arguments: list[str]) -> list[str]:
@@ -47,12 +49,12 @@ def add_size_limit(parser: argparse._ActionsContainer) -> None:
                         "K, M, G may follow")
 
 
-def add_region_options(parser: argparse.ArgumentParser) -> None:
+def add_region_options(parser: argparse.ArgumentParser, norms: Sequence[str] = NORMS) -> None:
     """A region without a property file: robustness of a class around a point or in a box."""
     region = parser.add_argument_group(
         "a region without a property file", "the class LABEL wins everywhere: around a point, or in a box"
     )
-    _add_region(region)
+    _add_region(region, norms)
     region.add_argument("--label", type=int, metavar="N", help="the class (default: the model's own at the point)")
 
 
@@ -87,15 +89,15 @@ def add_exactness(parser: argparse._ActionsContainer, timeout: str, gap: str) ->
                         "but need not come within the gap")
 
 
-def _add_region(region: argparse._ArgumentGroup) -> None:
+def _add_region(region: argparse._ArgumentGroup, norms: Sequence[str] = NORMS) -> None:
     region.add_argument("--epsilon", type=exact, metavar="R", help="radius: a decimal or a fraction (8/255), exact")
     region.add_argument("--box", type=Path, metavar="FILE.npz", help="the box: arrays lower and upper")
-    _add_point(region)
+    _add_point(region, norms)
 
 
-def _add_point(region: argparse._ArgumentGroup) -> None:
+def _add_point(region: argparse._ArgumentGroup, norms: Sequence[str] = NORMS) -> None:
     region.add_argument("--input", type=Path, metavar="FILE", help="the point: .npy, .npz or .png")
-    region.add_argument("--norm", choices=("inf", "2", "1"), default="inf", help="the norm of the ball (default: inf)")
+    region.add_argument("--norm", choices=norms, default="inf", help="the norm of the ball (default: inf)")
     region.add_argument("--data-range", type=exact, nargs=2, metavar=("LO", "HI"), help="values a pixel can take")
     region.add_argument("--mean", type=exact, nargs="+", metavar="M",
                         help="normalisation (x - mean) / std in front of the model, one value or one a channel; "

@@ -6,7 +6,7 @@ double, so it reads back exactly in either type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +23,18 @@ def format_witness(specification: Specification, found: Counterexample) -> str:
     outputs, a line ``NAME type [d0,d1]`` and one value a line.
     """
     if specification.version[0] == "1":
-        pairs = [
-            f"({v.name}_{v.start + k} {_decimal(value)})"
-            for v, values in _assignments(specification, found)
-            for k, value in enumerate(values)
-        ]
-        return "(" + "\n".join(pairs) + ")"
+        return witness_pairs({f"{v.name}_{v.start + k}": value for v, values in _assignments(specification, found)
+                              for k, value in enumerate(values)})  # fmt: skip
     lines: list[str] = []
     for v, values in _assignments(specification, found):
         lines.append(f"{v.name} {v.dtype} [{','.join(map(str, v.shape))}]")
         lines += [_decimal(value) for value in values]
     return "\n".join(lines)
+
+
+def witness_pairs(values: Mapping[str, np.floating]) -> str:
+    """Names with their values in the form of VNN-LIB 1.0."""
+    return "(" + "\n".join(f"({name} {_decimal(value)})" for name, value in values.items()) + ")"
 
 
 def write_assignments(specification: Specification, found: Counterexample, folder: str | Path) -> tuple[Path, ...]:
