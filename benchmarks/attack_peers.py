@@ -53,13 +53,36 @@ Attack = Callable[[Subject], Tensor]
 
 
 def ours(name: str, evaluations: int) -> Attack:
-    """This project's attack by name ("pgd", "apgd" or "ensemble"), with so many evaluations of an image at most.
+    """This project's attack by name ("pgd", "multi-targeted", "apgd" or "ensemble"), of which each part has so many
+    evaluations of an image at most.
 
     It gets the images that are classified rightly, with the ends of their boxes. ``model.graph`` of what it gets is the
     float32 graph from images ``[N, *model.shape]`` to scores; what evaluates that instead of calling the model adds the
     images to ``model.count`` itself.
     """
-    raise NotImplementedError(f"{name}: this project's attacks are not part of the comparison yet")
+    from verifier.attacks import apgd, gradient, portfolio
+    from verifier.attacks.goals import Misclassified
+    from verifier.attacks.losses import TargetedMargin
+    from verifier.attacks.oracle import GraphOracle
+    from verifier.attacks.threats import Boxes
+    from verifier.attacks.trial import Problem, attack
+
+    five = gradient.Pgd(name, TargetedMargin(), steps=19, rate=0.5, decay=0.05 ** (1 / 19), targets=5)
+    methods = {"pgd": (gradient.pgd(STEPS - 1),), "multi-targeted": (five,), "apgd": (apgd.apgd_multi_targeted(),)}
+
+    def run(method: Any) -> Attack:
+        def points(given: Subject) -> Tensor:
+            flat = (given.images.flatten(1), given.lower.flatten(1), given.upper.flatten(1))
+            threat = Boxes.of(flat[1], flat[2], flat[0])
+            problem = Problem(GraphOracle.of(given.model.graph), Misclassified(given.labels), threat)
+            found = attack(problem, method, seed=SEED, budget=evaluations)
+            given.model.count += int(found.evaluations.sum())
+            return found.points.reshape(given.images.shape)
+
+        return points
+
+    chosen = methods[name] if name in methods else portfolio.ensemble(True, "inf")
+    return in_turn(*(run(method) for method in chosen))
 
 
 def own_attacks() -> Mapping[str, Attack]:
@@ -68,7 +91,8 @@ def own_attacks() -> Mapping[str, Attack]:
     longest = STEPS + 9 * STEPS + 9 * STEPS + QUERIES
     return {
         f"PGD-{STEPS}": ours("pgd", STEPS),
-        f"APGD-{STEPS}": ours("apgd", STEPS),
+        f"PGD-{STEPS} on 5 margins": ours("multi-targeted", STEPS),
+        f"APGD-{STEPS} on 5 margins": ours("apgd", STEPS),
         "ensemble": ours("ensemble", longest),
     }
 
@@ -195,7 +219,7 @@ def main() -> None:
     folder = os.environ.get("VNNCOMP_DIR")
     parser.add_argument("--instances", type=Path, default=Path(folder) if folder else None, metavar="BENCHMARKS")
     parser.add_argument("--networks", nargs="+", choices=[s.name for s in SOURCES], help="these only")
-    parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=["foolbox", "torchattacks"])
+    parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(TOOLS))
     parser.add_argument("--count", type=int, help="images of each network at most (default: all)")
     parser.add_argument("--epsilon", type=Fraction, help="another one for all networks, such as 8/255")
     options = parser.parse_args()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from verifier.attacks.gradient import Centre, Start, Uniform
-from verifier.attacks.losses import CrossEntropy, Loss, Margin, TargetedDlr
+from verifier.attacks.losses import CrossEntropy, Loss, Margin, TargetedDlr, TargetedMargin
 from verifier.attacks.trial import Trial
 
 _MOMENTUM = 0.75
@@ -152,6 +152,12 @@ def apgd_ce(steps: int = 100, restarts: int = 1) -> Apgd:
 def apgd_targeted(steps: int = 100, targets: int = 9) -> Apgd:
     """Auto-PGD on the targeted difference-of-logits ratio, one target after the other."""
     return Apgd("apgd-t", TargetedDlr(), Uniform(), steps, 1, targets)
+
+
+def apgd_multi_targeted(steps: int = 20, targets: int = 5) -> Apgd:
+    """Auto-PGD on the margins over the most likely other classes, few steps each: of all ways to spend 100 gradients
+    the one that broke most on the networks of ``benchmarks/attack_peers.py``."""
+    return Apgd("apgd-mt", TargetedMargin(), Uniform(), steps, 1, targets)
 
 
 def apgd_margin(steps: int = 100) -> Apgd:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from verifier.attacks import apgd, gradient
-from verifier.attacks.classifier import Classifier
 from verifier.attacks.losses import Dlr, Margin
 from verifier.attacks.trial import Attack
 from verifier.errors import InputError
@@ -22,6 +21,7 @@ ATTACKS: Mapping[str, Callable[[], Attack]] = MappingProxyType({
     "apgd-margin": apgd.apgd_margin,
     "apgd-dlr": lambda: apgd.Apgd("apgd-dlr", Dlr()),
     "apgd-t": apgd.apgd_targeted,
+    "apgd-mt": apgd.apgd_multi_targeted,
 })  # fmt: skip
 
 
@@ -34,11 +34,11 @@ def named(names: str) -> tuple[Attack, ...]:
     return tuple(ATTACKS[name]() for name in chosen)
 
 
-def ensemble(classifier: Classifier, norm: str) -> tuple[Attack, ...]:
+def ensemble(differentiable: bool, norm: str) -> tuple[Attack, ...]:
     """What is run where nothing is named, the cheap ones first, each on the examples that the ones before left: in the
-    manner of AutoAttack (Croce and Hein, ICML 2020), with a short descent in front and multi-targeted descent beside
-    targeted Auto-PGD. Without gradients: what works by queries alone."""
-    if classifier.graph is None:
+    manner of AutoAttack (Croce and Hein, ICML 2020), with a short descent and Auto-PGD on several margins in
+    front. Without gradients: what works by queries alone."""
+    if not differentiable:
         raise NotImplementedError(norm)
     quick = gradient.Pgd("pgd-10", Margin(), start=gradient.Centre(), steps=10, rate=0.5, decay=0.8)
-    return quick, apgd.apgd_ce(), apgd.apgd_targeted(), gradient.multi_targeted()
+    return quick, apgd.apgd_multi_targeted(), apgd.apgd_ce(), apgd.apgd_targeted()

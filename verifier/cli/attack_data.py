@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verifier import __version__, limits
-from verifier.cli import INTERRUPTED, options
+from verifier.cli import INTERRUPTED, attack_files, options
 from verifier.cli.display import Display, choose_mode
 from verifier.cli.search import Ending, OutOfTime, alarm, in_time
 from verifier.cli.text import aligned, answered
@@ -44,9 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     classifier, examples, evaluator = begun
     ending = _follow(evaluator, arguments, start)
     found = evaluator.result()
-    pictures = _pictures(arguments, classifier, examples, found)
+    pictures = {}
+    if arguments.pictures is not None:
+        pictures = attack_files.write_pictures(arguments.pictures, classifier, examples, found, arguments.data_range)
     if arguments.output is not None:
-        _save(arguments.output, classifier, found)
+        attack_files.write_points(arguments.output, classifier, found)
     seconds = limits.now() - start
     if not arguments.quiet:
         print(f"verifier: {_explained(arguments, ending, seconds)}", file=sys.stderr)
@@ -100,13 +102,15 @@ def _begin(arguments: argparse.Namespace, model: Path) -> tuple[Classifier, Exam
         point = arrays.read_point(arguments.input, classifier.shape, limit)
         labels = None if arguments.label is None else np.array([arguments.label])
         examples = fit_examples(point.reshape(1, -1), labels, classifier.shape, classifier.dtype, str(arguments.input))
-    chosen = portfolio.ensemble(classifier, arguments.norm)
+    chosen = portfolio.ensemble(classifier.graph is not None, arguments.norm)
     if arguments.attacks is not None:
         chosen = portfolio.named(arguments.attacks)
     ends = None if arguments.data_range is None else exact_range(tuple(arguments.data_range))
     place = choose_device(arguments.device)
     threat = evaluation.ball_threat(exact(arguments.epsilon, "epsilon"), arguments.norm, ends, place)
     evaluator = evaluation.Evaluator(classifier, examples, threat, chosen, arguments.seed)
+    if arguments.pictures is not None:
+        attack_files.check_pictures(arguments.pictures, classifier)
     if not arguments.quiet:
         for line in (*examples.notes, *_warnings(classifier, examples, scale_warning(classifier, examples, ends))):
             print(f"verifier: {line}", file=sys.stderr)
@@ -177,30 +181,6 @@ def _word(classifier: Classifier, found: Evaluation) -> Iterator[str]:
     scores = classifier.scores(found.points[:1])[0]
     named = {f"X_{k}": value for k, value in enumerate(found.points[0])}
     yield witness_pairs(named | {f"Y_{k}": value for k, value in enumerate(scores)})
-
-
-def _save(path: Path, classifier: Classifier, found: Evaluation) -> None:
-    import numpy as np
-
-    with open(path, "wb") as target:  # numpy would add its own ending to a name
-        np.savez(
-            target, x=found.points.reshape(-1, *_example_shape(classifier)), y=found.labels, broken=found.broken
-        )
-
-
-def _example_shape(classifier: Classifier) -> tuple[int, ...]:
-    """Of one example: the model's, a leading 1 aside."""
-    shape = classifier.shape
-    return shape[1:] if len(shape) > 1 and shape[0] == 1 else shape
-
-
-def _pictures(
-    arguments: argparse.Namespace, classifier: Classifier, examples: Examples, found: Evaluation
-) -> dict[int, str]:
-    """The paths of the pictures by the numbers of their examples."""
-    if arguments.pictures is None:
-        return {}
-    raise NotImplementedError
 
 
 def _record(

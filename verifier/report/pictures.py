@@ -114,6 +114,11 @@ def as_image(image: np.ndarray) -> np.ndarray:
     return array
 
 
+def check_library(path: str | Path) -> None:
+    """Raise ``InputError`` where pillow is not installed; ``path`` is what was to be written."""
+    _pillow(path)
+
+
 @dataclass(frozen=True, slots=True)
 class _Pillow:
     image: Any
