@@ -9,7 +9,7 @@ from torch import Tensor
 
 from verifier.attacks.losses import Margin
 from verifier.attacks.nearby.measure import Norm
-from verifier.attacks.nearby.rows import affordable, kept
+from verifier.attacks.nearby.rows import affordable, ends, kept
 from verifier.attacks.trial import Trial
 
 
@@ -43,7 +43,9 @@ class Bisect:
 @dataclass(frozen=True, slots=True)
 class Restore:
     """Give elements their values in the example back while the point stays a counterexample: those first that matter
-    least to the margin (slope times change), many at once as long as that goes well. At most ``steps`` tries."""
+    least to the margin (slope times change), many at once as long as that goes well. Before, the changed ones go on to
+    the ends of their range where the point then is one too: the norm 0 does not mind, and fewer may do. At most
+    ``steps`` tries."""
 
     steps: int = 200
 
@@ -55,12 +57,17 @@ class Restore:
     def run(self, trial: Trial) -> None:
         """See ``Attack``."""
         threat, who = trial.problem.threat, _known(trial)
-        who = who[affordable(trial, who)]
+        who = who[affordable(trial, who, 2)]
         if trial.late or not len(who):
             return
-        x = trial.best[who]
+        centre, x, (low, high) = threat.centre[who], trial.best[who], ends(threat, who)
         _, _, slope = trial.descend(x, who, Margin())
-        change = x - threat.centre[who]
+        end = torch.where(x > centre, high, low)
+        far = threat.project(torch.where((x != centre) & end.isfinite(), end, x), who)
+        _, margin, there = trial.descend(far, who, Margin())
+        wide = (margin <= 0)[:, None]
+        x, slope = torch.where(wide, far, x), torch.where(wide, there, slope)
+        change = x - centre
         worth = torch.where(change != 0, (slope * change).abs(), torch.inf)
         count = (change != 0).sum(1)
         state = _Turns(who, x, worth.argsort(1), count, torch.zeros_like(count), (count // 2).clamp(min=1))

@@ -20,6 +20,8 @@ State = TypeVar("State", bound=Any)
 
 def affordable(trial: Trial, who: Tensor, cost: int = 1) -> Tensor:
     """``[P]`` bool: rows of open examples whose budgets pay for ``cost`` evaluations of each, the first rows first."""
+    if trial.budget is None and trial.distance is not None:  # examples are never done
+        return torch.ones_like(who, dtype=torch.bool)
     keep = trial.is_open(who)
     if trial.budget is None:
         return keep
