@@ -68,6 +68,7 @@ def test_a_sheet_enlarges_without_smoothing(tmp_path: Path) -> None:
     ]
     # Twice, in the second column of both rows.
     assert len(found) == 2 and found[0][1] == found[1][1] and found[0][0] < found[1][0]
+    assert found[0][1] > len("4 -> 9, apgd, ||d||=0.03") * 4  # labels do not run into each other
     again = sheet([row, [None, row[1]]], tmp_path / "again.png", ["one", "two"], size=20)
     assert again.read_bytes() == path.read_bytes()
 

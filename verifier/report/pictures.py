@@ -7,6 +7,7 @@ colours around grey. It is scaled by a factor that its label names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -17,8 +18,8 @@ import numpy as np
 
 from verifier.errors import InputError
 
-_GAP = 4
-_LINE = 12
+_GAP = 8
+_LINE = 14
 """Height of a line of text."""
 
 
@@ -62,21 +63,24 @@ def triple(
 def sheet(
     rows: Sequence[Sequence[Picture | None]], path: str | Path, headings: Sequence[str] = (), size: int = 96
 ) -> Path:
-    """Write the pictures, row by row (None: a gap), to a PNG file; ``headings`` stand above the columns. A picture is
-    enlarged by a whole factor to about ``size`` pixels. Returns the path. Raises ``InputError`` where pillow is not
-    installed, the file cannot be written or there is no picture."""
+    """Write the pictures, row by row (None: a gap), to a PNG file; ``headings`` stand above the columns.
+
+    A picture is enlarged by a whole factor to about ``size`` pixels, and columns are as wide as the longest label.
+    Returns the path. Raises ``InputError`` where pillow is not installed, the file cannot be written or there is no
+    picture."""
     cells = [p for row in rows for p in row if p is not None]
     if not cells:
         raise InputError(f"{path}: a sheet needs a picture")
     modules = _pillow(path)
     height, width = (max(p.pixels.shape[k] * _factor(p, size) for p in cells) for k in (0, 1))
     lines = max(p.label.count("\n") + 1 if p.label else 0 for p in cells)
-    pitch = (width + _GAP, height + lines * _LINE + _GAP)
+    font = modules.font.load_default(_LINE - 2)
+    text = max(font.getlength(line) for p in cells for line in p.label.split("\n"))
+    pitch = (max(width, math.ceil(text)) + _GAP, height + lines * _LINE + _GAP)
     top = _GAP + (_LINE * (1 + max(h.count("\n") for h in headings)) if headings else 0)
     columns = max(len(headings), *(len(row) for row in rows))
     canvas = modules.image.new("RGB", (_GAP + columns * pitch[0], top + len(rows) * pitch[1]), "white")
     draw = modules.draw.Draw(canvas)
-    font = modules.font.load_default(_LINE - 2)
     for k, text in enumerate(headings):
         _write(draw, font, (_GAP + k * pitch[0], 1), text)
     for (r, row), k in product(enumerate(rows), range(columns)):
