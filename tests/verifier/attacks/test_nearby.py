@@ -37,7 +37,8 @@ from verifier.network import Network, read_network
 
 WIDE = (Fraction(-10), Fraction(10))
 NORMS: tuple[Norm, ...] = ("inf", "2", "1", "0")
-EACH = [(a, n) for n in NORMS for a in known_attacks(n)]
+QUICK = CarliniWagner("inf", searches=5)
+EACH = [(QUICK if a == CarliniWagner("inf") else a, n) for n in NORMS for a in known_attacks(n)]
 NAMES = [f"{a.name} {n}" for a, n in EACH]
 
 

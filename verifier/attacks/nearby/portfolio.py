@@ -65,7 +65,7 @@ def nearest_examples(
 def portfolio(norm: Norm) -> tuple[Attack, ...]:
     """The attacks that complement each other in a norm, each followed by what brings its best point nearer."""
     if norm == "0":
-        return SigmaZero(), SigmaZero(sigma=1e-2), CarliniWagnerSparse(), Restore()
+        return SigmaZero(sigma=1e-2), Restore(), SigmaZero(), CarliniWagnerSparse(), Restore()
     return FastMinimumNorm(norm), Fab(norm), DeepFool(norm), Bisect(norm)
 
 
