@@ -14,7 +14,7 @@ from verifier.attacks.oracle import GraphOracle, Oracle
 from verifier.attacks.threats import BallNorm, Balls, Boxes, Threat, box_around, inner_ends
 from verifier.attacks.trial import Problem
 from verifier.errors import InputError
-from verifier.query import Query
+from verifier.query import Cases, Query
 
 
 def classification(oracle: Oracle, x: np.ndarray, labels: np.ndarray, threat: Threat) -> Problem:
@@ -62,11 +62,17 @@ def whole_range(
 
 def of_clauses(query: Query, chosen: np.ndarray | None = None, device: torch.device | str = "cpu") -> Problem:
     """The clauses of a query (numbers ``chosen``; None: all whose box is not empty), each an example in its box."""
-    cases = query.cases
+    dtype = torch.promote_types(torch.from_numpy(query.cases.inner_lower[:1]).dtype, torch.float32)
+    return of_cases(query.cases, GraphOracle.of(query.graph, dtype, device), chosen)
+
+
+def of_cases(cases: Cases, oracle: Oracle, chosen: np.ndarray | None = None) -> Problem:
+    """Clauses by themselves, with an oracle of their forms; see ``of_clauses``."""
     empty = np.any(cases.inner_lower > cases.inner_upper, axis=1)
     every = np.arange(len(cases.literals_of) - 1) if chosen is None else np.asarray(chosen, dtype=np.int64)
-    arrays = ClauseArrays.of(cases, every[~empty[np.searchsorted(cases.clauses_of, every, side="right") - 1]], device)
+    left = every[~empty[np.searchsorted(cases.clauses_of, every, side="right") - 1]]
+    arrays = ClauseArrays.of(cases, left, oracle.device)
     dtype = torch.promote_types(torch.from_numpy(cases.inner_lower[:1]).dtype, torch.float32)
     box = arrays.box.cpu().numpy()
-    lower, upper = (torch.from_numpy(a[box]).to(device, dtype) for a in (cases.inner_lower, cases.inner_upper))
-    return Problem(GraphOracle.of(query.graph, dtype, device), Clauses(arrays), Boxes.of(lower, upper))
+    lower, upper = (torch.from_numpy(a[box]).to(oracle.device, dtype) for a in (cases.inner_lower, cases.inner_upper))
+    return Problem(oracle, Clauses(arrays), Boxes.of(lower, upper))

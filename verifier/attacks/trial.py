@@ -78,8 +78,9 @@ class Attacked:
 
 
 class Trial:
-    """State of one attack (module docstring). ``budget``: evaluations an example may cost (None: no limit); ``until``
-    (of ``limits.now``): when to stop; ``distance``: where given, the best point of an example is its nearest
+    """State of one attack (module docstring). ``budget``: evaluations an example may cost (None: no limit): rows beyond
+    it are not asked, and get NaN outputs, a margin and a loss of inf, a gradient of 0; ``until`` (of ``limits.now``):
+    when to stop; ``distance``: where given, the best point of an example is its nearest
     counterexample by this measure ``(x [P, d], who [P]) -> [P]``, and no example is ever done."""
 
     def __init__(
@@ -100,6 +101,7 @@ class Trial:
         self.evaluations = torch.zeros(problem.size, dtype=torch.int64, device=centre.device)
         self.needed = torch.zeros_like(self.evaluations)
         self._others: Tensor | None = None
+        self._width = 0
 
     @property
     def late(self) -> bool:
@@ -128,24 +130,45 @@ class Trial:
 
     def outputs(self, x: Tensor, who: Tensor) -> Tensor:
         """Outputs ``[P, F]`` at points ``[P, d]`` of their sets; counted, and the best ones are kept."""
+        paid = self._paid(who)
+        if not bool(paid.all()):
+            some = self.outputs(x[paid], who[paid])
+            return some.new_full((len(x), some.shape[1]), math.nan).index_put((paid,), some)
+        if not len(x):
+            return x.new_zeros((0, self._width))
         with torch.no_grad():
             parts = [
                 self.problem.oracle.outputs(self.problem.inputs(a, b))
                 for a, b in zip(x.split(self.problem.oracle.rows), who.split(self.problem.oracle.rows), strict=True)
             ]
         outputs = torch.cat(parts)
+        self._width = outputs.shape[1]
         self._note(x, who, self.problem.goal.margin(outputs, who).to(x.dtype))
         return outputs
 
     def evaluate(self, x: Tensor, who: Tensor) -> Tensor:
         """Margins ``[P]`` at points of their sets; see ``outputs``."""
-        return self.problem.goal.margin(self.outputs(x, who), who).to(x.dtype)
+        paid = self._paid(who)
+        if bool(paid.all()) and len(x):
+            return self.problem.goal.margin(self.outputs(x, who), who).to(x.dtype)
+        margin = x.new_full((len(x),), math.inf)
+        if bool(paid.any()):
+            margin[paid] = self.evaluate(x[paid], who[paid])
+        return margin
 
     def descend(
         self, x: Tensor, who: Tensor, loss: Loss, target: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss ``[P]``, the margin ``[P]`` and the loss's gradient ``[P, d]`` (0 where it is not finite); counted,
         and the best points are kept."""
+        paid = self._paid(who)
+        if not (len(x) and bool(paid.all())):
+            value, gradient = x.new_full((len(x),), math.inf), torch.zeros_like(x)
+            margin = value.clone()
+            if bool(paid.any()):
+                some = self.descend(x[paid], who[paid], loss, None if target is None else target[paid])
+                value[paid], margin[paid], gradient[paid] = some
+            return value, margin, gradient
         goal, parts = self.problem.goal, []
         for rows in torch.arange(len(x), device=x.device).split(self.problem.oracle.rows):
             at, owner = x[rows].detach().requires_grad_(), who[rows]
@@ -175,13 +198,20 @@ class Trial:
         """What was found so far."""
         return Attacked(self.best.clone(), self.margin.clone(), self.evaluations.clone(), self.needed.clone())
 
+    def _paid(self, who: Tensor) -> Tensor:
+        """``[P]`` bool: the rows that the budgets still pay for, the first ones of each example."""
+        if self.budget is None:
+            return torch.ones_like(who, dtype=torch.bool)
+        return self.evaluations[who] + _turns(who) < self.budget
+
     def _note(self, x: Tensor, who: Tensor, margin: Tensor) -> None:
         """Count one evaluation a row, and keep the best row of each example."""
-        before = self.evaluations.clone()
-        self.evaluations.index_add_(0, who, torch.ones_like(who))
         hit = margin <= 0
-        first = torch.unique(who[hit & (self.needed[who] == 0)])
-        self.needed[first] = before[first] + 1 if len(who) == len(torch.unique(who)) else self.evaluations[first]
+        first = hit & (self.needed[who] == 0)
+        if bool(first.any()):
+            spent = (self.evaluations[who] + _turns(who) + 1)[first]
+            self.needed.scatter_reduce_(0, who[first], spent, "amin", include_self=False)
+        self.evaluations.index_add_(0, who, torch.ones_like(who))
         rank = margin
         if self.distance is not None:
             rank = torch.where(hit, self.distance(x, who).to(margin.dtype), math.inf)
@@ -206,6 +236,16 @@ def attack(
     if len(trial.open()):
         method.run(trial)
     return trial.result()
+
+
+def _turns(who: Tensor) -> Tensor:
+    """``[P]``: how many rows of the same example come before each row."""
+    order = who.argsort(stable=True)
+    _, place, count = torch.unique_consecutive(who[order], return_inverse=True, return_counts=True)
+    starts = count.cumsum(0) - count
+    turns = torch.empty_like(who)
+    turns[order] = torch.arange(len(who), device=who.device) - starts[place]
+    return turns
 
 
 def _gradient(value: Tensor, at: Tensor) -> Tensor:
