@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from bounds.graph import Graph
-from verifier.attacks.oracle import GraphOracle, Oracle, SessionOracle
+from verifier.attacks.oracle import GraphOracle, Oracle
+from verifier.attacks.session import SessionOracle
 from verifier.attacks.straight_through import has_jumps
 from verifier.errors import InputError, UnsupportedError, UnsupportedModelError
 from verifier.network import Network, read_network
@@ -56,7 +57,7 @@ class Classifier:
                 raise
             source = model if isinstance(model, bytes) else existing_file(model, ".onnx")
             graph, data, why = None, load_model(source)[0].SerializeToString(), str(error)
-        session = SessionOracle.of(data)
+        session = SessionOracle.of(data).whole()
         size = int(np.prod(session.shape))
         outputs = session.outputs(torch.zeros((1, size), dtype=torch.float64 if _wide(session) else torch.float32))
         if outputs.shape[1] < 2:
@@ -66,7 +67,7 @@ class Classifier:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the model's input."""
-        return self.session.shape
+        return self.session.input_shape
 
     @property
     def dtype(self) -> type[np.floating]:

@@ -92,10 +92,19 @@ class SessionOracle:
         """n, the elements of a point."""
         return int(np.prod(self.shape, dtype=np.int64))
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of the model's input, 1 for a dimension of any size."""
+        return self.shape if self.lead == 0 else (self.lead or 1, *self.shape)
+
+    def whole(self) -> SessionOracle:
+        """With the exact number of points that the model runs at once as a single one, where it asks for one."""
+        return replace(self, shape=self.input_shape, lead=0, rows=1) if self.lead else self
+
     def outputs(self, points: Tensor) -> Tensor:
         """See ``Oracle``. Raises ``InputError`` for points of another size, and where onnxruntime fails."""
-        if self.lead and points.shape[1] == self.lead * self.size:  # all of the model's points together are one here
-            return replace(self, shape=(self.lead, *self.shape), lead=0).outputs(points)
+        if self.lead and points.shape[1] == self.lead * self.size:
+            return self.whole().outputs(points)
         if points.shape[1] != self.size:
             raise InputError(
                 f"input {self.input_name!r}: the model takes {self.size} numbers {list(self.shape)}, and a point has "
