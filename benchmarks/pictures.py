@@ -24,8 +24,8 @@ from verifier.attacks.apgd import Apgd
 from verifier.attacks.goals import Misclassified
 from verifier.attacks.gradient import Centre, Pgd
 from verifier.attacks.oracle import GraphOracle, Oracle
-from verifier.attacks.session import SessionOracle
 from verifier.attacks.problems import ball, classification
+from verifier.attacks.session import SessionOracle
 from verifier.attacks.transforms.flow import Flow, Roughness
 from verifier.attacks.transforms.grid import Grid
 from verifier.attacks.transforms.layout import Layout
