@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from bounds import Box
 from bounds.graph import Builder
 from bounds.ops.argmax import Greatest, Leading
 from bounds.ops.gemm import Gemm
@@ -165,6 +166,24 @@ def test_gradients_pass_through_jumps_and_values_stay() -> None:
     y = plain.input((2,), "x")
     smooth = plain.finish([plain.add(Gemm(), y, plain.constant(torch.eye(2)))])
     assert surrogate(smooth) is smooth
+
+
+def test_gradients_follow_the_signs_that_a_box_can_change() -> None:
+    """Of two steps one is out of reach: without the box its slope would lead, with it the other's does."""
+    build = Builder()
+    x = build.input((3,), "x")
+    moved = build.add(Gemm(), x, build.constant(torch.eye(3)), build.constant(torch.tensor([0.02, 0.3, 5.0])))
+    stepped = build.add(Step(-1.0, 0.0, 1.0), moved)
+    graph = build.finish([build.add(Gemm(), stepped, build.constant(torch.tensor([[1.0], [100.0], [1.0]])))])
+    around = Box.around(torch.zeros(3, dtype=torch.float64), 0.05)
+    slopes = []
+    for through in (surrogate(graph), surrogate(graph, around)):
+        point = torch.zeros(1, 3, requires_grad=True)
+        through.evaluate(point)[0].sum().backward()
+        assert point.grad is not None
+        slopes.append(point.grad[0])
+    assert slopes[0][1] > slopes[0][0]
+    assert slopes[1][1] < 1e-3 * slopes[1][0]
 
 
 def test_a_network_that_only_adds(tmp_path: Path) -> None:

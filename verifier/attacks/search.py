@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bounds.box import Box
 from bounds.graph import Graph
 from bounds.ops.affine import Affine
 from verifier.attacks import descent
@@ -155,7 +156,7 @@ def prepare(
     work, elements = cost(query.graph)
     size = 1.0 if torch.device(device).type == "cpu" else 64.0
     return Setting(
-        graph=surrogate(query.graph.to(dtype, device)),
+        graph=surrogate(query.graph.to(dtype, device), _hull(cases, clauses)),
         cases=cases,
         clauses=clauses,
         number=number,
@@ -168,6 +169,13 @@ def prepare(
         batch=int(np.clip(min(plan.step_work * size / work, size * _ELEMENTS / elements), 4, plan.batch)),
         rows=int(np.clip(size * _ELEMENTS / elements, 1, 4096 * size)),
     )
+
+
+def _hull(cases: Cases, clauses: ClauseArrays) -> Box:
+    """The box around the boxes of the clauses."""
+    used = clauses.box.unique().cpu().numpy()
+    ends = cases.lower[used].min(0, keepdims=True), cases.upper[used].max(0, keepdims=True)
+    return Box(*(torch.from_numpy(end).to(clauses.box.device) for end in ends))
 
 
 def cost(graph: Graph) -> tuple[float, float]:

@@ -2,9 +2,13 @@
 
 The derivative of a function with jumps is zero wherever it exists, so descent would never leave its start. As in the
 training of binarised networks (straight-through estimators, Bengio et al., 2013) the values stay what they are and only
-the gradient is replaced: that of a logistic step as wide as the operand's values are spread at the point, 1 for a
-staircase, and for the place of the greatest element that of the places' mean weighted by a softmax. Nothing of this is
-a claim: only a replay makes a point a counterexample.
+the gradient is replaced: that of a logistic step, 1 for a staircase, and for the place of the greatest element that of
+the places' mean weighted by a softmax. Nothing of this is a claim: only a replay makes a point a counterexample.
+
+How wide the logistic step is matters most. It is a quarter of how the operand's values are spread at the point, and a
+quarter of how far its bounds over the box are apart where that is less: in the first layers of a binarised network few
+elements can change their sign at all, and a wide step would have the descent follow all the others. (On a network of
+traffic signs with 12,288 inputs that vary by 1 the wide step found nothing in a minute, this one needs nine gradients.)
 """
 
 from __future__ import annotations
@@ -15,41 +19,48 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bounds import Box, Interval, compute_bounds
 from bounds.graph import Graph
 from bounds.ops.argmax import Leading, Place, pairs
-from bounds.ops.base import Interval, Op
+from bounds.ops.base import Interval as Ends
+from bounds.ops.base import Op
 from bounds.ops.jumps import Jumping, Step
 from bounds.rounding import Rounding
 
+_NARROW = 0.25
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class StraightThrough(Op):
-    """``jump`` with another gradient. It stands in no graph that is bounded."""
+    """``jump`` with another gradient. It stands in no graph that is bounded. ``reach``: by how much each element of the
+    operand can differ from the middle of its values (None: unknown)."""
 
     jump: Jumping | Place
+    reach: Tensor | None = None
 
     def forward(self, *operands: Tensor) -> Tensor:
         (x,) = operands
         value = self.jump.forward(x)
         if not x.requires_grad:
             return value
-        smooth = _smooth(self.jump, x)
+        smooth = _smooth(self.jump, x, self.reach)
         return value + (smooth - smooth.detach())
 
     def is_affine(self, variable: Sequence[bool]) -> bool:
         return False
 
-    def interval(self, operands: Sequence[Interval], rounding: Rounding | None) -> Interval:
+    def interval(self, operands: Sequence[Ends], rounding: Rounding | None) -> Ends:
         return self.jump.interval(operands, rounding)
 
 
-def _smooth(jump: Jumping | Place, x: Tensor) -> Tensor:
+def _smooth(jump: Jumping | Place, x: Tensor, reach: Tensor | None) -> Tensor:
     if isinstance(jump, Place):
         return _mean_place(_scores(jump, x))
     if not isinstance(jump, Step):
         return x
-    spread = x.detach().flatten(1).abs().mean(1).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
-    scaled = x / spread.reshape(-1, *[1] * (x.ndim - 1))
+    width = x.detach().flatten(1).abs().mean(1).reshape(-1, *[1] * (x.ndim - 1))
+    width = width if reach is None else torch.minimum(width, reach.to(x))
+    scaled = x / (_NARROW * width).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
     bump = torch.exp(-scaled.square()) * (jump.at - (jump.left + jump.right) / 2)
     return torch.sigmoid(2 * scaled) * (jump.right - jump.left) + bump
 
@@ -73,9 +84,22 @@ def has_jumps(graph: Graph) -> bool:
     return any(isinstance(node.op, Jumping | Place) for node in graph.nodes)
 
 
-def surrogate(graph: Graph) -> Graph:
-    """The same function with gradients that pass through its jumps; the graph itself where it has none."""
+def surrogate(graph: Graph, box: Box | None = None) -> Graph:
+    """The same function with gradients that pass through its jumps; the graph itself where it has none. ``box`` (one,
+    float64): where points will lie, if that is known."""
     if not has_jumps(graph):
         return graph
-    nodes = [replace(n, op=StraightThrough(n.op)) if isinstance(n.op, Jumping | Place) else n for n in graph.nodes]
+    reach = {} if box is None else _reach(graph, box)
+    nodes = [
+        replace(n, op=StraightThrough(n.op, reach.get(n.inputs[0]))) if isinstance(n.op, Jumping | Place) else n
+        for n in graph.nodes
+    ]
     return replace(graph, nodes=tuple(nodes))
+
+
+def _reach(graph: Graph, box: Box) -> dict[int, Tensor]:
+    """Half the widths ``[1, *shape]`` of the intervals of what jumps read."""
+    found = compute_bounds(graph.to(torch.float64, box.lower.device), box, Interval())
+    read = {n.inputs[0] for n in graph.nodes if isinstance(n.op, Jumping)}
+    ends = {index: found.at(index) for index in read if graph.variable[index]}
+    return {index: ((upper - lower) / 2).nan_to_num(nan=torch.inf) for index, (lower, upper) in ends.items()}
