@@ -81,7 +81,7 @@ def ours(name: str, evaluations: int) -> Attack:
 
         return points
 
-    chosen = methods[name] if name in methods else portfolio.ensemble(True, "inf")
+    chosen = methods[name] if name in methods else portfolio.ensemble(True, portfolio.Target("inf"))
     return in_turn(*(run(method) for method in chosen))
 
 

@@ -123,7 +123,8 @@ def robust_accuracy(  # noqa: PLR0913 - the questions that a caller may ask
     examples = fit_examples(x, y, classifier.shape, classifier.dtype)
     place, ends = choose_device(device), None if data_range is None else exact_range(data_range)
     threat = evaluation.ball_threat(exact(epsilon, "epsilon"), norm, ends, place)
-    chosen = portfolio.ensemble(classifier.graph is not None, norm) if attacks is None else attacks
+    target = portfolio.Target.of(norm, classifier.shape)
+    chosen = portfolio.ensemble(classifier.graph is not None, target) if attacks is None else attacks
     evaluator = evaluation.Evaluator(classifier, examples, threat, chosen, seed)
     evaluator.run(math.inf if timeout is None else start + timeout, report=report)
     return evaluator.result()

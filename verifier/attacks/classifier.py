@@ -12,7 +12,6 @@ import torch
 from bounds.graph import Graph
 from verifier.attacks.oracle import GraphOracle, Oracle
 from verifier.attacks.session import SessionOracle
-from verifier.attacks.straight_through import has_jumps
 from verifier.errors import InputError, UnsupportedError, UnsupportedModelError
 from verifier.network import Network, read_network
 from verifier.network.files import load_model
@@ -58,6 +57,8 @@ class Classifier:
             source = model if isinstance(model, bytes) else existing_file(model, ".onnx")
             graph, data, why = None, load_model(source)[0].SerializeToString(), str(error)
         session = SessionOracle.of(data).whole()
+        if session.dtype == np.float16:
+            raise UnsupportedError("an attack on classes takes models of float and double inputs, not of float16")
         size = int(np.prod(session.shape))
         outputs = session.outputs(torch.zeros((1, size), dtype=torch.float64 if _wide(session) else torch.float32))
         if outputs.shape[1] < 2:
@@ -73,11 +74,6 @@ class Classifier:
     def dtype(self) -> type[np.floating]:
         """Of the model's input."""
         return np.float64 if _wide(self.session) else np.float32
-
-    @property
-    def jumps(self) -> bool:
-        """Whether rounding may lead to quite another output: then torch and onnxruntime may disagree anywhere."""
-        return self.graph is not None and has_jumps(self.graph)
 
     def oracle(self, device: torch.device | str = "cpu") -> Oracle:
         """What gradients come from; the session where there are none."""

@@ -21,6 +21,7 @@ from verifier.attacks.goals import Goal
 from verifier.attacks.losses import Loss, finite
 from verifier.attacks.oracle import Oracle
 from verifier.attacks.threats import Threat
+from verifier.errors import InputError
 
 View = Callable[[Tensor, Tensor], Tensor]
 """The model's inputs ``[P, n]`` at parameters ``[P, d]`` of the examples ``who`` ``[P]``, differentiable."""
@@ -160,7 +161,9 @@ class Trial:
         self, x: Tensor, who: Tensor, loss: Loss, target: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss ``[P]``, the margin ``[P]`` and the loss's gradient ``[P, d]`` (0 where it is not finite); counted,
-        and the best points are kept."""
+        and the best points are kept. Raises ``InputError`` where the oracle has no gradients."""
+        if not self.problem.oracle.differentiable:
+            raise InputError("this attack needs gradients, and the model gives outputs alone: take one by queries")
         paid = self._paid(who)
         if not (len(x) and bool(paid.all())):
             value, gradient = x.new_full((len(x),), math.inf), torch.zeros_like(x)

@@ -102,9 +102,10 @@ def _begin(arguments: argparse.Namespace, model: Path) -> tuple[Classifier, Exam
         point = arrays.read_point(arguments.input, classifier.shape, limit)
         labels = None if arguments.label is None else np.array([arguments.label])
         examples = fit_examples(point.reshape(1, -1), labels, classifier.shape, classifier.dtype, str(arguments.input))
-    chosen = portfolio.ensemble(classifier.graph is not None, arguments.norm)
+    target = portfolio.Target.of(arguments.norm, classifier.shape)
+    chosen = portfolio.ensemble(classifier.graph is not None, target)
     if arguments.attacks is not None:
-        chosen = portfolio.named(arguments.attacks)
+        chosen = portfolio.named(arguments.attacks, target)
     ends = None if arguments.data_range is None else exact_range(tuple(arguments.data_range))
     place = choose_device(arguments.device)
     threat = evaluation.ball_threat(exact(arguments.epsilon, "epsilon"), arguments.norm, ends, place)

@@ -21,7 +21,7 @@ from verifier.attacks.blackbox.estimate import Zoo, differences, gaussian, nes, 
 from verifier.attacks.blackbox.hopskipjump import HopSkipJump
 from verifier.attacks.blackbox.sparse import SparseRs
 from verifier.attacks.blackbox.square import Square
-from verifier.attacks.blackbox.windows import Layout, share_at
+from verifier.attacks.blackbox.windows import Windows, share_at
 from verifier.attacks.gradient import pgd
 from verifier.attacks.oracle import GraphOracle, Oracle
 from verifier.attacks.session import SessionOracle
@@ -300,7 +300,7 @@ def test_attacks_refuse_what_they_do_not_know() -> None:
 def test_windows_shrink_as_published() -> None:
     assert [share_at(k, 10_000, 0.8) for k in (0, 10, 11, 51, 9000)] == [0.8, 0.8, 0.4, 0.2, 0.8 / 2**9]
     assert share_at(6, 5000, 0.8) == 0.4
-    layout = Layout(3, 32, 32)
+    layout = Windows(3, 32, 32)
     assert layout.window(0.25) == (16, 16) and layout.window(1e-9) == (1, 1)
     draw = torch.Generator().manual_seed(0)
     places = layout.places(2000, (15, 15), draw)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verifier.attacks.blackbox.windows import Layout, Shape, share_at, signs
+from verifier.attacks.blackbox.windows import Shape, Windows, share_at, signs
 from verifier.attacks.threats import Balls, Boxes
 from verifier.attacks.trial import Trial
 from verifier.errors import InputError
@@ -33,7 +33,7 @@ class Square:
     def run(self, trial: Trial) -> None:
         """See ``Attack``. Raises ``InputError`` for norms other than inf and 2, and a shape that does not fit."""
         threat = trial.problem.threat
-        layout = Layout.of(self.shape, threat)
+        layout = Windows.of(self.shape, threat)
         moves: _Ends | _Swaps
         if isinstance(threat, Boxes):
             inside = self.inside if self.inside is not None else 0.5 * (self.shape is None)
@@ -64,7 +64,7 @@ class _Ends:
     """Moves in boxes."""
 
     threat: Boxes
-    layout: Layout
+    layout: Windows
     inside: float
     draw: torch.Generator
 
@@ -94,7 +94,7 @@ class _Swaps:
     """Moves in balls of the norm 2."""
 
     threat: Balls
-    layout: Layout
+    layout: Windows
     draw: torch.Generator
 
     def first(self, who: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class Windows:
     """Channels, height and width of the inputs; a flat input is one row of ``width`` elements."""
 
     channels: int
@@ -27,10 +27,10 @@ class Layout:
     width: int
 
     @staticmethod
-    def of(shape: Shape | None, threat: Threat) -> Layout:
+    def of(shape: Shape | None, threat: Threat) -> Windows:
         """Raises ``InputError`` where the shape does not hold as many elements as the examples."""
         count = threat.centre.shape[1]
-        layout = Layout(*((1, 1, count) if shape is None else shape))
+        layout = Windows(*((1, 1, count) if shape is None else shape))
         if layout.channels * layout.height * layout.width != count:
             raise InputError(f"shape {list(shape or ())}: it should be [C, H, W] with {count} elements in all")
         return layout
