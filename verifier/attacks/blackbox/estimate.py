@@ -82,7 +82,7 @@ def spsa(pairs: int = 64) -> Estimated:
 def nes(pairs: int = 25) -> Estimated:
     """Natural evolution strategies: antithetic normal directions, steps along the sign with momentum (Ilyas et al.,
     ICML 2018: 50 samples an estimate)."""
-    return Estimated("nes", gaussian, Momentum(0.9), pairs)
+    return Estimated("nes", gaussian, Momentum(0.95), pairs, rate=0.1, decay=0.99)
 
 
 @dataclass(frozen=True, slots=True)
