@@ -24,6 +24,9 @@ BallNorm = Literal["2", "1", "0"]
 _SLACK = 1e-7
 """By how much a ball is made smaller before rounding: far more than float64's errors in its norm."""
 
+_VAST = 2**1000
+"""Radii from here on are left to exact arithmetic."""
+
 
 class Threat(Protocol):
     """Where the points of N examples may lie; all tensors ``[N, d]`` in the type of the search."""
@@ -204,16 +207,40 @@ def box_around(
     ``InputError`` for an element outside of ``ends``, and where a radius leads beyond the type's range.
     """
     values, inverse = np.unique(centres, return_inverse=True)
-    low, high = np.empty_like(values), np.empty_like(values)
-    for k, value in enumerate(values.tolist()):
-        at = Fraction(value)
-        first, last = at - radius, at + radius
-        if ends is not None:
-            if not ends[0] <= at <= ends[1]:
-                raise InputError(f"an element {value} is outside the data range [{ends[0]}, {ends[1]}]")
-            first, last = max(first, ends[0]), min(last, ends[1])
-        low[k], high[k] = _above(first, values.dtype), -_above(-last, values.dtype)
+    if ends is not None:
+        first, last = inner_ends(ends, values.dtype)
+        outside = values[(values < first) | (values > last)]
+        if len(outside):
+            raise InputError(f"an element {outside[0]} is outside the data range [{ends[0]}, {ends[1]}]")
+    low = _least_within(values, radius, None if ends is None else ends[0])
+    high = -_least_within(-values, radius, None if ends is None else -ends[1])
     return low[inverse].reshape(centres.shape), high[inverse].reshape(centres.shape)
+
+
+def _least_within(values: np.ndarray, radius: Fraction, end: Fraction | None) -> np.ndarray:
+    """The least numbers of the array's type that are at least ``value - radius`` and ``end``.
+
+    Fractions are slow, and nearly always float64 leaves no doubt: between its result less and plus its error (a
+    rounding each of the radius, of the difference and of these sums) there is no number of a narrower type.
+    """
+    wide = torch.from_numpy(values).double()
+    size = float(radius) if radius < _VAST else math.inf
+    near, error = wide - size, 2.0**-51 * (wide.abs() + size) + 2.0**-1000
+    kind = torch.from_numpy(values[:0]).dtype
+    found, other = (inward(number, kind).numpy() for number in (near - error, near + error))
+    doubtful = (found != other) | ~(np.abs(found) < np.finfo(values.dtype).max)
+    if end is not None:
+        found = np.maximum(found, _above(end, values.dtype))
+    for k in np.flatnonzero(doubtful).tolist():
+        first = Fraction(float(values[k])) - radius
+        found[k] = _above(first if end is None else max(first, end), values.dtype)
+    return found
+
+
+def inward(lower: Tensor, dtype: torch.dtype) -> Tensor:
+    """The least numbers of a type that are at least ``lower`` (float64)."""
+    near = lower.to(dtype)
+    return torch.where(near.double() < lower, torch.nextafter(near, torch.full_like(near, math.inf)), near)
 
 
 def inner_ends(ends: tuple[Fraction, Fraction], dtype: np.dtype) -> tuple[Any, Any]:
@@ -227,7 +254,8 @@ def inner_ends(ends: tuple[Fraction, Fraction], dtype: np.dtype) -> tuple[Any, A
 def _above(number: Fraction, dtype: np.dtype) -> Any:
     """The least number of the type that is at least ``number``."""
     try:
-        near = np.asarray(float(number)).astype(dtype)[()]
+        with np.errstate(over="ignore"):  # said below
+            near = np.asarray(float(number)).astype(dtype)[()]
     except OverflowError:
         near = dtype.type(math.inf)
     if not np.isfinite(near):

@@ -83,6 +83,31 @@ def test_the_ends_of_a_box_are_the_outermost_floats_inside(value: float, radius:
         assert abs(Fraction(float(beyond[0])) - Fraction(value)) > radius
 
 
+@given(st.integers(0, 2**32), RADII, SCALES, TYPES, st.booleans())
+def test_the_ends_of_many_boxes_are_the_outermost_floats_inside_the_range(
+    seed: int, radius: Fraction, scale: float, kind: type[np.floating], ranged: bool
+) -> None:
+    x = np.abs(np.random.default_rng(seed).normal(0, scale, 40)).astype(kind)
+    x[:3] = 0, 0.5, x[-1] / 2  # the first two with exact ends for many radii
+    ends = (Fraction(0), Fraction(float(x.max())) * Fraction(10**9 + 1, 10**9)) if ranged else None
+    low, high = box_around(x, radius, ends)
+    for centre, a, b in zip(x, low, high, strict=True):
+        first, last = Fraction(float(centre)) - radius, Fraction(float(centre)) + radius
+        if ends is not None:
+            first, last = max(first, ends[0]), min(last, ends[1])
+        assert Fraction(float(np.nextafter(a, kind(-np.inf)))) < first <= Fraction(float(a))
+        assert Fraction(float(b)) <= last < Fraction(float(np.nextafter(b, kind(np.inf))))
+
+
+@pytest.mark.parametrize("radius", [Fraction(10) ** 40, Fraction(10) ** 400])
+def test_a_vast_radius_is_cut_by_the_range_or_refused(radius: Fraction) -> None:
+    x = np.array([0.1, 0.7], dtype=np.float32)
+    low, high = box_around(x, radius, (Fraction(0), Fraction(1)))
+    assert low.tolist() == [0, 0] and high.tolist() == [1, 1]
+    with pytest.raises(InputError, match="beyond the range of float32"):
+        box_around(x, radius, None)
+
+
 def test_a_projection_keeps_points_that_are_inside() -> None:
     x = np.full((1, 4), 0.5, dtype=np.float32)
     inside = torch.tensor([[0.55, 0.5, 0.45, 0.5]])

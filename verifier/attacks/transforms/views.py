@@ -12,7 +12,7 @@ from torch import Tensor
 
 from verifier.attacks.goals import Goal
 from verifier.attacks.oracle import Oracle
-from verifier.attacks.threats import Boxes
+from verifier.attacks.threats import Boxes, inward
 from verifier.attacks.trial import Problem
 from verifier.errors import InputError
 
@@ -99,12 +99,6 @@ def parameter_box(view: Transformed, box: tuple[Tensor, Tensor], rows: int | Non
     lower, upper = (end.to(neutral).expand(shape) for end in box)
     low, high = inward(lower, view.x.dtype), -inward(-upper, view.x.dtype)
     return Boxes.of(low, high, neutral.to(low.dtype).expand(shape))
-
-
-def inward(lower: Tensor, dtype: torch.dtype) -> Tensor:
-    """The least numbers of a type that are at least ``lower`` (float64)."""
-    near = lower.to(dtype)
-    return torch.where(near.double() < lower, torch.nextafter(near, torch.full_like(near, math.inf)), near)
 
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
