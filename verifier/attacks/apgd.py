@@ -14,6 +14,7 @@ from torch import Tensor
 
 from verifier.attacks.gradient import Centre, Start, Uniform
 from verifier.attacks.losses import CrossEntropy, Loss, Margin, TargetedDlr, TargetedMargin
+from verifier.attacks.rows import kept
 from verifier.attacks.trial import Trial
 
 _MOMENTUM = 0.75
@@ -48,7 +49,7 @@ class Apgd:
         state = _Rows.at(self.start.points(trial, who), who, target, self.rate)
         points, last = checkpoints(self.steps), 0
         for step in range(self.steps):
-            state = state.take(trial.is_open(state.who))
+            state = kept(state, trial.is_open(state.who))
             if trial.late or not len(state.who):
                 return
             loss, _, gradient = trial.descend(state.x, state.who, self.loss, state.target)
@@ -84,17 +85,6 @@ class _Rows:
         none = torch.zeros_like(infinite)
         yes = none == 0
         return _Rows(x, x, who, target, infinite, zero, infinite, x, zero, none, none + rate, yes, infinite)
-
-    def take(self, keep: Tensor) -> _Rows:
-        """The rows to keep."""
-        if bool(keep.all()):
-            return self
-        target = None if self.target is None else self.target[keep]
-        return _Rows(
-            self.x[keep], self.before[keep], self.who[keep], target, self.loss[keep], self.gradient[keep],
-            self.best[keep], self.best_x[keep], self.best_gradient[keep], self.fell[keep], self.rate[keep],
-            self.halved[keep], self.then[keep],
-        )  # fmt: skip
 
     def noted(self, loss: Tensor, gradient: Tensor) -> _Rows:
         """With the loss and the gradient at ``x``."""

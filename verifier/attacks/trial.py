@@ -20,6 +20,7 @@ from verifier import limits
 from verifier.attacks.goals import Goal
 from verifier.attacks.losses import Loss, finite
 from verifier.attacks.oracle import Oracle
+from verifier.attacks.rows import turns
 from verifier.attacks.threats import Threat
 from verifier.errors import InputError
 
@@ -205,14 +206,14 @@ class Trial:
         """``[P]`` bool: the rows that the budgets still pay for, the first ones of each example."""
         if self.budget is None:
             return torch.ones_like(who, dtype=torch.bool)
-        return self.evaluations[who] + _turns(who) < self.budget
+        return self.evaluations[who] + turns(who) < self.budget
 
     def _note(self, x: Tensor, who: Tensor, margin: Tensor) -> None:
         """Count one evaluation a row, and keep the best row of each example."""
         hit = margin <= 0
         first = hit & (self.needed[who] == 0)
         if bool(first.any()):
-            spent = (self.evaluations[who] + _turns(who) + 1)[first]
+            spent = (self.evaluations[who] + turns(who) + 1)[first]
             self.needed.scatter_reduce_(0, who[first], spent, "amin", include_self=False)
         self.evaluations.index_add_(0, who, torch.ones_like(who))
         rank = margin
@@ -239,16 +240,6 @@ def attack(
     if len(trial.open()):
         method.run(trial)
     return trial.result()
-
-
-def _turns(who: Tensor) -> Tensor:
-    """``[P]``: how many rows of the same example come before each row."""
-    order = who.argsort(stable=True)
-    _, place, count = torch.unique_consecutive(who[order], return_inverse=True, return_counts=True)
-    starts = count.cumsum(0) - count
-    turns = torch.empty_like(who)
-    turns[order] = torch.arange(len(who), device=who.device) - starts[place]
-    return turns
 
 
 def _gradient(value: Tensor, at: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from verifier.attacks.blackbox.decision import Beginning, lengths, wrong
+from verifier.attacks.rows import kept
 from verifier.attacks.trial import Trial
 
 _ASKED_AROUND = 10
@@ -32,7 +33,7 @@ class Boundary:
         threat, (x, who) = trial.problem.threat, self.start.points(trial)
         state = _Walk.at(x, who, self.across, self.towards)
         for step in range(self.steps):
-            state = state.take(trial.is_open(state.who))
+            state = kept(state, trial.is_open(state.who))
             if trial.late or not len(state.who):
                 return
             centre = threat.centre[state.who]
@@ -62,13 +63,6 @@ class _Walk:
     def at(x: Tensor, who: Tensor, across: float, towards: float) -> _Walk:
         none = x.new_zeros((len(x), 2))
         return _Walk(x, who, none[:, 0] + across, none[:, 0] + towards, none, none)
-
-    def take(self, keep: Tensor) -> _Walk:
-        """The rows to keep."""
-        if bool(keep.all()):
-            return self
-        return _Walk(self.x[keep], self.who[keep], self.across[keep], self.towards[keep],
-                     self.around_tally[keep], self.towards_tally[keep])  # fmt: skip
 
     def told_around(self, hit: Tensor) -> _Walk:
         """After steps across alone: half of them should succeed, since a border is flat nearby."""

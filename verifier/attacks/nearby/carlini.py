@@ -17,8 +17,9 @@ from torch import Tensor
 
 from verifier.attacks.losses import Margin
 from verifier.attacks.nearby.measure import Norm, check_norm, dual
-from verifier.attacks.nearby.rows import affordable, ends, kept
+from verifier.attacks.nearby.rows import affordable, ends
 from verifier.attacks.nearby.variables import Tanh
+from verifier.attacks.rows import kept
 from verifier.attacks.trial import Trial
 
 FIRST, SECOND = 0.9, 0.999

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from verifier.attacks.nearby.measure import Norm, check_norm, dual, onto_plane
 from verifier.attacks.nearby.polish import Bisect
-from verifier.attacks.nearby.rows import affordable, ends, kept, linear, targets
+from verifier.attacks.nearby.rows import affordable, ends, linear, targets
+from verifier.attacks.rows import kept
 from verifier.attacks.trial import Trial
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from verifier.attacks.losses import Margin
 from verifier.attacks.nearby.measure import Norm, check_norm, dual
-from verifier.attacks.nearby.rows import affordable, kept
+from verifier.attacks.nearby.rows import affordable
+from verifier.attacks.rows import kept
 from verifier.attacks.threats import project_onto_ball
 from verifier.attacks.trial import Trial
 

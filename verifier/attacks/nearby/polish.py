@@ -9,7 +9,8 @@ from torch import Tensor
 
 from verifier.attacks.losses import Margin
 from verifier.attacks.nearby.measure import Norm
-from verifier.attacks.nearby.rows import affordable, ends, kept
+from verifier.attacks.nearby.rows import affordable, ends
+from verifier.attacks.rows import kept
 from verifier.attacks.trial import Trial
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,10 +11,9 @@ from torch import Tensor
 from verifier.attacks.goals import Misclassified
 from verifier.attacks.losses import Margin, TargetedMargin
 from verifier.attacks.nearby.measure import Norm, dual
+from verifier.attacks.rows import turns
 from verifier.attacks.threats import Balls, Boxes, Threat
 from verifier.attacks.trial import Trial
-
-State = TypeVar("State", bound=Any)
 
 
 def affordable(trial: Trial, who: Tensor, cost: int = 1) -> Tensor:
@@ -25,19 +23,7 @@ def affordable(trial: Trial, who: Tensor, cost: int = 1) -> Tensor:
     keep = trial.is_open(who)
     if trial.budget is None:
         return keep
-    order = who.argsort(stable=True)
-    ordered = who[order]
-    turn = torch.empty_like(who)
-    turn[order] = torch.arange(len(who), device=who.device) - torch.searchsorted(ordered, ordered)
-    return keep & ((turn + 1) * cost <= trial.budget - trial.evaluations[who])
-
-
-def kept(state: State, keep: Tensor) -> State:
-    """A frozen value of tensors ``[P, ...]`` with the rows to keep."""
-    if bool(keep.all()):
-        return state
-    columns = {f.name: getattr(state, f.name) for f in fields(state)}
-    return replace(state, **{k: v[keep] for k, v in columns.items() if isinstance(v, Tensor)})
+    return keep & ((turns(who) + 1) * cost <= trial.budget - trial.evaluations[who])
 
 
 def ends(threat: Threat, who: Tensor) -> tuple[Tensor, Tensor]:

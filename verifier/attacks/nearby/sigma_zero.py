@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from verifier.attacks.losses import Margin
-from verifier.attacks.nearby.rows import affordable, ends, kept
+from verifier.attacks.nearby.rows import affordable, ends
+from verifier.attacks.rows import kept
 from verifier.attacks.trial import Trial
 from verifier.errors import InputError
 
