@@ -1,0 +1,66 @@
+"""Lower limits of a probability that hold at every moment of sampling, so that it may stop whenever enough is known.
+
+For "the probability is at most p0" the likelihood ratio of what was seen, averaged over all larger probabilities,
+
+    M_n(p0) = 1 / (1 - p0) * integral over (p0, 1) of p^S (1 - p)^(n - S) dp / (p0^S (1 - p0)^(n - S)),
+
+with S hits of n, is a nonnegative supermartingale that begins at 1 under every probability up to p0 (the ratio of each
+larger p against p0 is one: it grows with every hit and shrinks with every miss). By Ville's inequality it ever reaches
+1 / alpha with a probability of at most alpha. So p0 may be rejected at the first moment it does (Robbins, 1970; Howard
+et al., 2021). The lower limit is the largest p0 below which all are rejected.
+"""
+
+from __future__ import annotations
+
+import math
+
+from scipy.special import betaincc, betaln
+from scipy.stats import beta
+
+_STEPS = 60
+
+
+def log_evidence(hits: int, samples: int, p0: float) -> float:
+    """``log M_n(p0)`` of the module's text, for ``0 < p0 < 1``; rounding is within 1e-9 of it where it is small."""
+    misses = samples - hits
+    tail = float(betaincc(hits + 1, misses + 1, p0))
+    if tail <= 0:
+        return -math.inf
+    mixed = float(betaln(hits + 1, misses + 1)) + math.log(tail) - math.log1p(-p0)
+    return mixed - hits * math.log(p0) - misses * math.log1p(-p0)
+
+
+def rejects(hits: int, samples: int, p0: float, alpha: float) -> bool:
+    """Whether "the probability is at most ``p0``" is refuted at level ``alpha``, at any time this is asked. ``p0 = 0``
+    is refuted by the first hit, ``p0 >= 1`` never."""
+    if p0 >= 1:
+        return False
+    if p0 <= 0:
+        return hits > 0
+    # A ratio that exceeds its mark by rounding alone is none.
+    return log_evidence(hits, samples, p0) >= -math.log(alpha) * (1 + 1e-9) + 1e-9
+
+
+def lower_limit(hits: int, samples: int, alpha: float) -> float:
+    """The largest p0 found such that it and all below are refuted: below the true probability at all times together
+    with a probability of at most ``alpha``. 0 where nothing is refuted.
+
+    ``M`` falls as p0 grows up to S / (n + 1): the derivative of its logarithm there is at most
+    (n - S + 1) / (1 - p0) - S / p0 < 0. So what bisection finds refuted below that is refuted with all below it.
+    """
+    if not hits or not rejects(hits, samples, 1e-12, alpha):
+        return 0.0
+    low, high = 1e-12, hits / (samples + 1)
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rejects(hits, samples, middle, alpha) else (low, middle)
+    return low
+
+
+def hopeless(hits: int, samples: int, left: int, p0: float, alpha: float) -> bool:
+    """Whether ``left`` more samples are unlikely to refute p0: not even if all hits came at the upper end (99.9 %) of
+    what was seen. A choice about effort, not a claim."""
+    if p0 >= 1:
+        return True
+    share = 1.0 if hits == samples else float(beta.ppf(0.999, hits + 1, samples - hits))
+    return not rejects(hits + round(left * share), samples + left, p0, alpha)
