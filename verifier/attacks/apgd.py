@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from verifier.attacks.gradient import Centre, Start, Uniform
+from verifier.attacks.gradient import Centre, Start, Uniform, descents
 from verifier.attacks.losses import CrossEntropy, Loss, Margin, TargetedDlr, TargetedMargin
 from verifier.attacks.rows import kept
 from verifier.attacks.trial import Trial
@@ -37,15 +37,10 @@ class Apgd:
 
     def run(self, trial: Trial) -> None:
         """See ``Attack``."""
-        for _ in range(self.restarts):
-            for rank in range(self.targets if self.loss.targeted else 1):
-                if trial.over:
-                    return
-                self._descend(trial, rank)
+        for who, target in descents(trial, self.loss, self.restarts, self.targets):
+            self._descend(trial, who, target)
 
-    def _descend(self, trial: Trial, rank: int) -> None:
-        who = trial.open()
-        target = trial.others(rank, who) if self.loss.targeted else None
+    def _descend(self, trial: Trial, who: Tensor, target: Tensor | None) -> None:
         state = _Rows.at(self.start.points(trial, who), who, target, self.rate)
         points, last = checkpoints(self.steps), 0
         for step in range(self.steps):

@@ -6,6 +6,7 @@ Steps are measured in sizes of the threat model, so one value suits boxes of dif
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -148,15 +149,11 @@ class Pgd:
 
     def run(self, trial: Trial) -> None:
         """See ``Attack``."""
-        for _ in range(self.restarts):
-            for rank in range(self.targets if self.loss.targeted else 1):
-                if trial.over:
-                    return
-                self._descend(trial, rank)
+        for who, target in descents(trial, self.loss, self.restarts, self.targets):
+            self._descend(trial, who, target)
 
-    def _descend(self, trial: Trial, rank: int) -> None:
-        who, threat = trial.open(), trial.problem.threat
-        target = trial.others(rank, who) if self.loss.targeted else None
+    def _descend(self, trial: Trial, who: Tensor, target: Tensor | None) -> None:
+        threat = trial.problem.threat
         x = self.start.points(trial, who)
         memory: Memory = ()
         for step in range(self.steps):
@@ -172,6 +169,20 @@ class Pgd:
         keep = trial.is_open(who)
         if bool(keep.any()) and not trial.late:
             trial.evaluate(x[keep], who[keep])
+
+
+def descents(trial: Trial, loss: Loss, restarts: int, targets: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """For each of ``restarts`` descents, and for a targeted loss each of the ``targets`` likeliest other classes (or as
+    many as there are), the examples that are then open and the class that each aims at; none when the trial is over."""
+    for _ in range(restarts):
+        for rank in range(targets if loss.targeted else 1):
+            if trial.over:
+                return
+            who = trial.open()
+            classes = trial.others(who) if loss.targeted else None
+            if classes is not None and rank >= classes.shape[1]:
+                break
+            yield who, None if classes is None else classes[:, rank]
 
 
 def fgsm() -> Pgd:

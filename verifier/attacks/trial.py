@@ -132,12 +132,21 @@ class Trial:
 
     def outputs(self, x: Tensor, who: Tensor) -> Tensor:
         """Outputs ``[P, F]`` at points ``[P, d]`` of their sets; counted, and the best ones are kept."""
+        return self._ask(x, who)[0]
+
+    def evaluate(self, x: Tensor, who: Tensor) -> Tensor:
+        """Margins ``[P]`` at points of their sets; see ``outputs``."""
+        return self._ask(x, who)[1]
+
+    def _ask(self, x: Tensor, who: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs and margins."""
         paid = self._paid(who)
-        if not bool(paid.all()):
-            some = self.outputs(x[paid], who[paid])
-            return some.new_full((len(x), some.shape[1]), math.nan).index_put((paid,), some)
         if not len(x):
-            return x.new_zeros((0, self._width))
+            return x.new_zeros((0, self._width)), x.new_zeros(0)
+        if not bool(paid.all()):
+            some, least = self._ask(x[paid], who[paid])
+            outputs = some.new_full((len(x), some.shape[1]), math.nan).index_put((paid,), some)
+            return outputs, x.new_full((len(x),), math.inf).index_put((paid,), least)
         with torch.no_grad():
             parts = [
                 self.problem.oracle.outputs(self.problem.inputs(a, b))
@@ -145,18 +154,9 @@ class Trial:
             ]
         outputs = torch.cat(parts)
         self._width = outputs.shape[1]
-        self._note(x, who, self.problem.goal.margin(outputs, who).to(x.dtype))
-        return outputs
-
-    def evaluate(self, x: Tensor, who: Tensor) -> Tensor:
-        """Margins ``[P]`` at points of their sets; see ``outputs``."""
-        paid = self._paid(who)
-        if bool(paid.all()) and len(x):
-            return self.problem.goal.margin(self.outputs(x, who), who).to(x.dtype)
-        margin = x.new_full((len(x),), math.inf)
-        if bool(paid.any()):
-            margin[paid] = self.evaluate(x[paid], who[paid])
-        return margin
+        margin = self.problem.goal.margin(outputs, who).to(x.dtype)
+        self._note(x, who, margin)
+        return outputs, margin
 
     def descend(
         self, x: Tensor, who: Tensor, loss: Loss, target: Tensor | None = None
@@ -188,15 +188,15 @@ class Trial:
         self._note(x, who, margin.to(x.dtype))
         return value.to(x.dtype), margin.to(x.dtype), gradient
 
-    def others(self, rank: int, who: Tensor) -> Tensor:
-        """The class ``[P]`` that comes at place ``rank`` (from 0) behind the label of each row's example, by the scores
-        at its centre."""
+    def others(self, who: Tensor) -> Tensor:
+        """The classes ``[P, F - 1]`` other than the label of each row's example, the likeliest first by the scores at
+        its centre."""
         if self._others is None:
             every = torch.arange(self.problem.size, device=self.margin.device)
             scores = self.outputs(self.problem.threat.centre, every)
             label = self.problem.goal.labels(every)[:, None]
             self._others = scores.scatter(1, label, -math.inf).argsort(1, descending=True)[:, :-1]
-        return self._others[who, min(rank, self._others.shape[1] - 1)]
+        return self._others[who]
 
     def result(self) -> Attacked:
         """What was found so far."""

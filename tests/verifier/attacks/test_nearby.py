@@ -202,7 +202,7 @@ def test_nothing_to_go_by(method: Attack, norm: Norm, scores: list[float]) -> No
     problem = Problem(Flat(scores), Misclassified(torch.tensor([0, 0])), problems.whole_range(x.numpy(), ends))
     found = nearest_examples(problem, norm, [method], budget=60)
     assert not bool(found.found.any()) and torch.equal(found.points, x)
-    assert bool((found.evaluations <= 60 + 1).all())
+    assert bool((found.evaluations <= 60).all())
 
 
 @pytest.mark.parametrize(("method", "norm"), EACH, ids=NAMES)
@@ -210,7 +210,7 @@ def test_nothing_to_go_by(method: Attack, norm: Norm, scores: list[float]) -> No
 def test_budgets_are_kept(method: Attack, norm: Norm, budget: int) -> None:
     graph, x, _ = planes()
     problem = classified(graph, x)
-    assert bool((nearest_examples(problem, norm, [method], budget=budget).evaluations <= budget + 12).all())
+    assert bool((nearest_examples(problem, norm, [method], budget=budget).evaluations <= budget).all())
 
 
 @pytest.mark.parametrize(("method", "norm"), EACH, ids=NAMES)

@@ -39,13 +39,7 @@ def targets(trial: Trial, who: Tensor, most: int) -> Tensor | None:
     """The ``most`` likeliest other classes ``[P, K]`` of each row's example; None for a goal without classes."""
     if not isinstance(trial.problem.goal, Misclassified):
         return None
-    classes = [trial.others(0, who)]
-    for rank in range(1, most):
-        one = trial.others(rank, who)
-        if bool((one == classes[-1]).all()):  # there are no more
-            break
-        classes.append(one)
-    return torch.stack(classes, 1)
+    return trial.others(who)[:, :most]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
