@@ -51,12 +51,13 @@ class Momentum:
 
 @dataclass(frozen=True, slots=True)
 class Adam:
-    """Adam's direction (Kingma and Ba, ICLR 2015), of which a box's step takes the sign."""
+    """Adam's direction (Kingma and Ba, ICLR 2015), of which a box's step takes the sign. Where elements have steps of
+    their own, ``step`` says how many each has behind it."""
 
     first: float = 0.9
     second: float = 0.99
 
-    def direction(self, gradient: Tensor, memory: Memory, step: int) -> tuple[Tensor, Memory]:
+    def direction(self, gradient: Tensor, memory: Memory, step: int | Tensor) -> tuple[Tensor, Memory]:
         """See ``Rule``."""
         zero = torch.zeros_like(gradient)
         mean, square = memory if memory else (zero, zero)
@@ -104,15 +105,13 @@ class Diverse:
         """See ``Start``."""
         threat = trial.problem.threat
         x = threat.random(who, trial.draw)
-        way: _Along | None = None
+        one = trial.outputs(x[:1], who[:1])  # says how many there are
+        u = torch.rand((len(who), one.shape[1]), generator=trial.draw, dtype=one.dtype, device=one.device)
+        way, rows = _Along(2 * u - 1), torch.arange(len(who), device=who.device)
         for _ in range(self.steps):
             if trial.late:
                 break
-            if way is None:
-                outputs = trial.outputs(x, who)
-                u = torch.rand(outputs.shape, generator=trial.draw, dtype=outputs.dtype, device=outputs.device)
-                way = _Along(2 * u - 1)
-            _, _, gradient = trial.descend(x, who, way, torch.arange(len(who), device=who.device))
+            _, _, gradient = trial.descend(x, who, way, rows)
             x = threat.project(x + self.rate * threat.step(gradient, who), who)
         return x
 
@@ -186,8 +185,9 @@ def descents(trial: Trial, loss: Loss, restarts: int, targets: int) -> Iterator[
 
 
 def fgsm() -> Pgd:
-    """The fast gradient sign method (Goodfellow et al., ICLR 2015): one step of the whole size from the example."""
-    return Pgd("fgsm", CrossEntropy(), start=Centre(), steps=1, rate=1.0)
+    """The fast gradient sign method (Goodfellow et al., ICLR 2015): one step from the example to an end of the set. Two
+    of its sizes are enough for examples at an end of the data range, as dark pixels are."""
+    return Pgd("fgsm", CrossEntropy(), start=Centre(), steps=1, rate=2.0)
 
 
 def pgd(steps: int = 40, restarts: int = 1) -> Pgd:

@@ -22,7 +22,7 @@ from verifier.attacks.evaluation import Evaluator, ball_threat
 from verifier.attacks.losses import CrossEntropy, Dlr, Margin, TargetedDlr, TargetedMargin
 from verifier.attacks.oracle import GraphOracle
 from verifier.attacks.portfolio import ATTACKS, Target, named
-from verifier.attacks.trial import Trial, attack
+from verifier.attacks.trial import Problem, Trial, attack
 from verifier.errors import InputError
 from verifier.examples import fit_examples
 from verifier.replay import open_session
@@ -89,6 +89,16 @@ def test_attacks_reach_the_nearest_class_of_an_affine_classifier_and_no_nearer(
     assert not found[true > 1.001 * radius].any()
     near = true < (0.8 if norm == "1" else 0.97) * radius
     assert found[near].mean() >= (1.0 if name in ("multi-targeted", "apgd-t", "apgd-mt") else 0.5)
+
+
+def test_one_step_reaches_the_end_of_a_set_from_an_end_of_the_range(tmp_path: Path) -> None:
+    """The label's score less the other's has the slope (2, -2.5, -0.5), and the examples can go up alone."""
+    x = np.zeros((1, 3), np.float32)
+    model = Classifier.of(affine(tmp_path / "affine.onnx", WEIGHT[:2]))
+    threat = problems.ball(x, Fraction(1, 8), "inf", (Fraction(0), Fraction(1)))
+    slack = torch.full((1,), 1.0, dtype=torch.float64)  # not done at the example, where both scores are 0
+    problem = Problem(model.oracle(), problems.Misclassified(torch.tensor([0]), slack), threat)
+    assert attack(problem, gradient.fgsm()).points.tolist() == [[0, 0.125, 0.125]]
 
 
 def test_losses_are_least_where_another_class_wins() -> None:
@@ -227,12 +237,15 @@ def test_nothing_is_broken_within_nothing(digits: Path, images: tuple[np.ndarray
         assert found.robust_accuracy == found.accuracy
 
 
-def test_no_attack_breaks_what_is_proven(digits: Path, images: tuple[np.ndarray, np.ndarray]) -> None:
-    """Against verdicts: an example whose ball is verified stays unbroken."""
-    x, y = images[0][:12], images[1][:12]
-    found = verifier.robust_accuracy(digits, x, y, epsilon="0.04", data_range=(0, 1))
-    words = [verifier.verify(verifier.robustness(digits, a, "0.04", label=int(b), data_range=(0, 1)), timeout=5).word
+def test_attacks_break_what_is_violated_and_nothing_that_is_proven(
+    digits: Path, images: tuple[np.ndarray, np.ndarray]
+) -> None:
+    x, y = images[0][2:8], images[1][2:8]
+    attacks = [gradient.pgd(20), apgd.apgd_multi_targeted(10)]
+    found = verifier.robust_accuracy(digits, x, y, epsilon="0.04", data_range=(0, 1), attacks=attacks)
+    words = [verifier.verify(verifier.robustness(digits, a, "0.04", label=int(b), data_range=(0, 1)), timeout=30).word
              for a, b in zip(x, y, strict=True)]  # fmt: skip
+    assert set(words) == {"sat", "unsat"}
     assert [word == "sat" for word in words] == found.broken.tolist()
 
 

@@ -25,7 +25,6 @@ from verifier.attacks.nearby.carlini import CarliniWagner, CarliniWagnerSparse
 from verifier.attacks.nearby.deepfool import DeepFool
 from verifier.attacks.nearby.fab import Fab
 from verifier.attacks.nearby.fmn import FastMinimumNorm
-from verifier.attacks.nearby.lbfgs import Lbfgs
 from verifier.attacks.nearby.measure import Norm, onto_plane
 from verifier.attacks.nearby.polish import Bisect, Restore
 from verifier.attacks.nearby.portfolio import Nearest, known_attacks, nearest_examples
@@ -290,7 +289,7 @@ def test_an_example_that_is_misclassified_is_its_own_nearest_one() -> None:
 def test_what_is_asked_wrongly_is_named() -> None:
     graph, x, _ = planes()
     problem = classified(graph, x, None)
-    for method in (CarliniWagner("1"), DeepFool("0"), Fab("0"), FastMinimumNorm("0"), Lbfgs("inf")):
+    for method in (CarliniWagner("1"), DeepFool("0"), Fab("0"), FastMinimumNorm("0")):
         with pytest.raises(InputError, match="minimises the norms"):
             nearest_examples(problem, "2", [method])
     with pytest.raises(InputError, match="give a data range"):

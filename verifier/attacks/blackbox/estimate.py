@@ -116,7 +116,7 @@ class Zoo:
             place = order.topk(count, dim=1).indices
             slope = self._slopes(trial, x, who, place, self.spread * unit[who])
             memory: Memory = (mean.gather(1, place), square.gather(1, place))
-            direction, memory = self._adam(slope, memory, age.gather(1, place))
+            direction, memory = self.rule.direction(slope, memory, age.gather(1, place))
             mean, square = mean.scatter(1, place, memory[0]), square.scatter(1, place, memory[1])
             age = age.scatter_add(1, place, torch.ones_like(slope))
             change = torch.zeros_like(x).scatter(1, place, direction) * unit[who]
@@ -132,12 +132,6 @@ class Zoo:
             found = differences(trial, x, who, away, per=1)
             slopes.append(found.gather(2, places[:, :, None]).squeeze(2))
         return torch.cat(slopes).T
-
-    def _adam(self, slope: Tensor, memory: Memory, age: Tensor) -> tuple[Tensor, Memory]:
-        first, second = self.rule.first, self.rule.second
-        mean, square = torch.lerp(slope, memory[0], first), torch.lerp(slope.square(), memory[1], second)
-        spread = (square / (1 - second ** (age + 1))).sqrt().clamp(min=1e-30)
-        return mean / (1 - first ** (age + 1)) / spread, (mean, square)
 
 
 def differences(trial: Trial, x: Tensor, who: Tensor, away: Tensor, per: int | None = None) -> Tensor:

@@ -69,7 +69,7 @@ class _Ends:
     draw: torch.Generator
 
     def first(self, who: Tensor) -> Tensor:
-        """Vertical stripes of the ends (section 4.1 of the paper); of a flat input each element by itself."""
+        """Vertical stripes of the ends; of a flat input each element by itself."""
         lower = self.threat.lower[who]
         up = signs((len(who), self.layout.channels, 1, self.layout.width), lower, self.draw) > 0
         return torch.where(up.expand(-1, *self.layout.shape).reshape(lower.shape), self.threat.upper[who], lower)

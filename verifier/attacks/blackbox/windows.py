@@ -14,8 +14,8 @@ from verifier.errors import InputError
 Shape = tuple[int, int, int]
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""The steps of 10,000 after which the share of elements that a step changes is halved (Andriushchenko et al., ECCV
-2020, section 4.1)."""
+"""The steps of 10,000 after which the share of elements that a step changes is halved: those of the code published with
+Square attack (Andriushchenko et al., ECCV 2020)."""
 
 
 @dataclass(frozen=True, slots=True)

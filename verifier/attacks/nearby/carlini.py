@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from verifier.attacks.gradient import Adam, Memory
 from verifier.attacks.losses import Margin
 from verifier.attacks.nearby.measure import Norm, check_norm, dual
 from verifier.attacks.nearby.rows import affordable, ends
@@ -22,7 +23,7 @@ from verifier.attacks.nearby.variables import Tanh
 from verifier.attacks.rows import kept
 from verifier.attacks.trial import Trial
 
-FIRST, SECOND = 0.9, 0.999
+ADAM = Adam(0.9, 0.999)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +67,7 @@ def minimise(trial: Trial, rows: Weighed, steps: int, norm: Norm) -> Weighed:
     centre, (low, high) = threat.centre[rows.who], ends(threat, rows.who)
     space = replace(Tanh.of(centre, low, high), free=rows.free)
     w = space.variables(rows.start)
-    mean, square = torch.zeros_like(w), torch.zeros_like(w)
+    memory: Memory = ()
     found = replace(rows, distance=torch.full_like(rows.distance, math.inf))
     pull = _pull(norm, rows.beyond)
     for step in range(steps):
@@ -77,8 +78,7 @@ def minimise(trial: Trial, rows: Weighed, steps: int, norm: Norm) -> Weighed:
         _, margin, slope = trial.descend(x, rows.who, Margin())
         found = _noted(found, x, margin, slope, (x - centre).norm(p=float(norm), dim=1))
         gradient = space.chained(w, pull(x - centre) + torch.where(margin > 0, rows.c, 0.0)[:, None] * slope)
-        mean, square = torch.lerp(gradient, mean, FIRST), torch.lerp(gradient.square(), square, SECOND)
-        way = mean / (1 - FIRST ** (step + 1)) / (square / (1 - SECOND ** (step + 1))).sqrt().clamp(min=1e-30)
+        way, memory = ADAM.direction(gradient, memory, step)
         share = 0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2
         w = w - (4 * share * rows.rate)[:, None] * way
     return found

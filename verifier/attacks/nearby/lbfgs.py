@@ -15,7 +15,6 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from verifier.attacks.losses import Loss, Margin
-from verifier.attacks.nearby.measure import Norm, check_norm
 from verifier.attacks.nearby.rows import ends
 from verifier.attacks.trial import Trial
 
@@ -29,7 +28,6 @@ class Lbfgs:
     """``searches`` values of c, each minimised in ``steps`` evaluations or so; the distance is Euclidean, what counts
     is the trial's own."""
 
-    norm: Norm = "2"
     searches: int = 12
     steps: int = 60
     loss: Loss = field(default_factory=Margin)
@@ -41,7 +39,6 @@ class Lbfgs:
 
     def run(self, trial: Trial) -> None:
         """See ``Attack``."""
-        check_norm(self.norm, ("2",), self.name)
         for example in trial.open().tolist():
             if trial.late:
                 return

@@ -3,6 +3,7 @@
 Cinà et al., sigma-zero: gradient-based optimization of l0-norm adversarial examples, ICLR 2025, algorithm 1. Taken
 rather than projections onto a fixed count (PGD0, Croce and Hein, ICCV 2019) or greedy pairs (JSMA, Papernot et al.,
 EuroS&P 2016): one descent minimises the count, all examples go at once, and no step costs a gradient of each class.
+Here the margin's gradient is scaled by itself first, as the whole one is in the paper: models have scores of any size.
 """
 
 from __future__ import annotations
