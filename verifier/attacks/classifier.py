@@ -87,13 +87,19 @@ class Classifier:
         ])  # fmt: skip
 
 
+def best_other(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The class ``[N]`` with the greatest of the scores ``[N, classes]`` that are not the label's."""
+    others = scores.astype(np.float64, copy=True)
+    others[np.arange(len(labels)), labels] = -np.inf
+    found: np.ndarray = others.argmax(1)
+    return found
+
+
 def lead(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """By how much each label's score ``[N]`` is above the greatest of the others (NaN where scores are): another class
     has been reached exactly where it is at most 0."""
-    every = np.arange(len(labels))
-    others = scores.astype(np.float64, copy=True)
-    others[every, labels] = -np.inf
-    found: np.ndarray = scores[every, labels] - others.max(1)
+    every, wide = np.arange(len(labels)), scores.astype(np.float64)
+    found: np.ndarray = wide[every, labels] - wide[every, best_other(scores, labels)]
     return found
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from verifier import limits
-from verifier.attacks.classifier import Classifier, lead
+from verifier.attacks.classifier import Classifier, best_other, lead
 from verifier.attacks.goals import Misclassified
 from verifier.attacks.problems import ball
 from verifier.attacks.threats import Threat
@@ -113,7 +113,7 @@ class Evaluator:
         self._labels = scores.argmax(1) if labels is None else labels
         self._clean = lead(scores, self._labels) > 0
         self._broken, self._points = ~self._clean, x.copy()
-        self._others = _best_other(scores, self._labels)
+        self._others = best_other(scores, self._labels)
         self._by = np.full(len(x), -1)
         self._slack = np.zeros(len(x))
         self._rows = [Row(method.name) for method in self._attacks]
@@ -168,7 +168,7 @@ class Evaluator:
         true = lead(scores, self._labels[which]) <= 0  # NaN is no confirmation
         good = which[true]
         self._broken[good], self._by[good], self._points[good] = True, number, points[true]
-        self._others[good] = _best_other(scores[true], self._labels[good])
+        self._others[good] = best_other(scores[true], self._labels[good])
         claimed = found.margin.cpu().numpy()[hit][~true].astype(np.float64) - self._slack[which[~true]]
         least = 1e-6 * np.abs(scores[~true]).max(1, initial=1e-30)
         self._slack[which[~true]] = np.maximum(2 * self._slack[which[~true]], np.maximum(-2 * claimed, least))
@@ -180,10 +180,3 @@ def ball_threat(
 ) -> Callable[[np.ndarray], Threat]:
     """The balls of one radius around examples, for ``Evaluator``; see ``problems.ball``."""
     return lambda x: ball(x, epsilon, norm, data_range, device)
-
-
-def _best_other(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    others = scores.astype(np.float64, copy=True)
-    others[np.arange(len(labels)), labels] = -np.inf
-    found: np.ndarray = others.argmax(1)
-    return found

@@ -17,7 +17,7 @@ from bounds.graph import Graph
 from verifier.attacks.search import cost
 from verifier.attacks.straight_through import surrogate
 
-_ELEMENTS = 6e7
+ELEMENTS = 6e7
 """Elements that the values of all nodes may take at once (about 0.25 GB in float32)."""
 
 
@@ -55,7 +55,7 @@ class GraphOracle:
         """The oracle of a graph; ``dtype`` float32 or float64."""
         _, elements = cost(graph)
         place = torch.device(device)
-        room = _ELEMENTS if place.type == "cpu" else 64 * _ELEMENTS
+        room = ELEMENTS if place.type == "cpu" else 64 * ELEMENTS
         return GraphOracle(surrogate(graph.to(dtype, place)), int(np.clip(room / elements, 1, 65536)), place)
 
     @property

@@ -13,15 +13,13 @@ import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
+from verifier.attacks.oracle import ELEMENTS
 from verifier.errors import InputError, UnsupportedError
 from verifier.replay import open_session
 
 _TYPES: Mapping[str, type[np.floating]] = MappingProxyType(
     {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
 )
-_ELEMENTS = 6e7
-"""Elements that the values of a run may take at once (about 0.25 GB in float32)."""
-
 _MOST_ROWS = 1024
 _PER_INPUT = 256
 """Elements of all values for each element of the input, where the model does not tell their shapes."""
@@ -69,7 +67,7 @@ class SessionOracle:
         shape = tuple(1 if d is None else d for d in sizes)
         oracle = SessionOracle(session, given.name, asked.name, shape, np.dtype(dtype), 0, 1)
         if counted:
-            room = max(1, int(_ELEMENTS / _elements(model, shape)))
+            room = max(1, int(ELEMENTS / _elements(model, shape)))
             many = replace(oracle, shape=shape[1:], lead=None, rows=min(room, _MOST_ROWS))
             return many if _separate(many, 2) else oracle
         if len(shape) > 1 and shape[0] > 1 and list(asked.shape[:1]) == [shape[0]] and len(asked.shape) > 1:
@@ -84,7 +82,7 @@ class SessionOracle:
 
     @property
     def device(self) -> torch.device:
-        """The processor."""
+        """The processor; points elsewhere are copied, and outputs brought back to them."""
         return torch.device("cpu")
 
     @property
@@ -110,7 +108,7 @@ class SessionOracle:
                 f"input {self.input_name!r}: the model takes {self.size} numbers {list(self.shape)}, and a point has "
                 f"{points.shape[1]}"
             )
-        array = points.detach().numpy().astype(self.dtype)
+        array = points.detach().cpu().numpy().astype(self.dtype)
         if self.lead is None:
             found = self._run(array.reshape(-1, *self.shape)).reshape(len(array), -1)
         elif self.lead == 0:
@@ -120,7 +118,7 @@ class SessionOracle:
             full = [np.concatenate([p, np.repeat(p[-1:], self.lead - len(p), 0)]) for p in parts]
             runs = [self._run(a.reshape(-1, *self.shape)).reshape(self.lead, -1) for a in full]
             found = np.concatenate(runs)[: len(array)]
-        return torch.from_numpy(found.astype(np.promote_types(found.dtype, np.float32))).to(points.dtype)
+        return torch.from_numpy(found.astype(np.promote_types(found.dtype, np.float32))).to(points)
 
     def _run(self, feed: np.ndarray) -> np.ndarray:
         try:

@@ -17,7 +17,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,4000}(?:\.[0-9]{0,4000})?|\.[0-9]{1,4000})(?:[eE][+-]?[0-9]{1,4})?")
 _NEGATIVE = re.compile(r"-\.?[0-9]")
 NORMS = ("inf", "2", "1")
-"""Norms of balls that are bounded; attacks know \"0\" too."""
+"""Norms of balls that are bounded; attacks know 0 too."""
 
 
 def shield_negative_numbers(arguments: list[str]) -> list[str]:
