@@ -44,6 +44,10 @@ class Threat(Protocol):
     def random(self, who: Tensor, draw: torch.Generator) -> Tensor:
         """A random point of each set, ``[P, d]``."""
 
+    def ends(self, who: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the greatest value that each element may have, ``[P, d]`` each (infinite: no limit). A ball's
+        are those of its data range."""
+
     def step(self, gradient: Tensor, who: Tensor) -> Tensor:
         """The change ``[P, d]`` of the set's own size along which a function with this gradient falls most."""
 
@@ -78,6 +82,10 @@ class Boxes:
         lower = self.lower[who]
         u = torch.rand(lower.shape, generator=draw, dtype=lower.dtype, device=lower.device)
         return self.project(lower + u * self._width(who), who)
+
+    def ends(self, who: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``Threat``."""
+        return self.lower[who], self.upper[who]
 
     def step(self, gradient: Tensor, who: Tensor) -> Tensor:
         """See ``Threat``: half a width against the sign."""
@@ -151,6 +159,11 @@ class Balls:
         share = torch.rand((len(who), 1), generator=draw, dtype=torch.float64, device=centre.device)
         reach = float(self.radius) * share ** (1 / max(1, centre.shape[1]))
         return self.project((centre.double() + away / length * reach).to(centre.dtype), who)
+
+    def ends(self, who: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``Threat``."""
+        like = self.centre[who]
+        return torch.full_like(like, self.low), torch.full_like(like, self.high)
 
     def step(self, gradient: Tensor, who: Tensor) -> Tensor:
         """See ``Threat``: against the gradient scaled to the radius (norm 2); spread over the twentieth of the elements

@@ -18,7 +18,7 @@ from torch import Tensor
 from verifier.attacks.gradient import Adam, Memory
 from verifier.attacks.losses import Margin
 from verifier.attacks.nearby.measure import Norm, check_norm, dual
-from verifier.attacks.nearby.rows import affordable, ends
+from verifier.attacks.nearby.rows import affordable
 from verifier.attacks.nearby.variables import Tanh
 from verifier.attacks.rows import kept
 from verifier.attacks.trial import Trial
@@ -48,7 +48,7 @@ def first_rows(trial: Trial, norm: Norm) -> Weighed:
     threat, who = trial.problem.threat, trial.open()
     x = threat.centre[who]
     _, margin, slope = trial.descend(x, who, Margin())
-    low, high = ends(threat, who)
+    low, high = threat.ends(who)
     steep = slope.square().sum(1)
     weight = 2.0 if norm == "2" else 0.6  # the norm inf's penalty is 0 up to the limit: less margin outweighs it
     c = torch.where(steep > 0, weight * margin.clamp(min=0) / steep.clamp(min=1e-30), 1.0)
@@ -64,7 +64,7 @@ def first_rows(trial: Trial, norm: Norm) -> Weighed:
 def minimise(trial: Trial, rows: Weighed, steps: int, norm: Norm) -> Weighed:
     """``steps`` steps of Adam; rows that their budgets no longer pay for stay as they are."""
     threat = trial.problem.threat
-    centre, (low, high) = threat.centre[rows.who], ends(threat, rows.who)
+    centre, (low, high) = threat.centre[rows.who], threat.ends(rows.who)
     space = replace(Tanh.of(centre, low, high), free=rows.free)
     w = space.variables(rows.start)
     memory: Memory = ()

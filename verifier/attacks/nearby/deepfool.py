@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from verifier.attacks.nearby.measure import Norm, check_norm, onto_plane
-from verifier.attacks.nearby.rows import affordable, ends, linear, targets
+from verifier.attacks.nearby.rows import affordable, linear, targets
 from verifier.attacks.rows import kept
 from verifier.attacks.trial import Trial
 
@@ -44,7 +44,7 @@ class DeepFool:
             if trial.late or not len(state.who):
                 return
             model = linear(trial, state.x, state.who, state.aims, self.norm)
-            low, high = ends(threat, state.who)
+            low, high = threat.ends(state.who)
             away = state.away + onto_plane(state.x, model.value, model.slope, low, high, self.norm)
             x = threat.centre[state.who].double() + (1 + self.overshoot) * away
             x = threat.project(x.to(state.x.dtype), state.who)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from verifier.attacks.nearby.measure import Norm, check_norm, dual, onto_plane
 from verifier.attacks.nearby.polish import Bisect
-from verifier.attacks.nearby.rows import affordable, ends, linear, targets
+from verifier.attacks.nearby.rows import affordable, linear, targets
 from verifier.attacks.rows import kept
 from verifier.attacks.trial import Trial
 
@@ -69,7 +69,7 @@ class Fab:
     def _step(self, trial: Trial, state: _Rows) -> _Rows:
         threat, who, x = trial.problem.threat, state.who, state.x
         centre = threat.centre[who]
-        model, (low, high) = linear(trial, x, who, state.aims, self.norm), ends(threat, who)
+        model, (low, high) = linear(trial, x, who, state.aims, self.norm), threat.ends(who)
         change = onto_plane(x, model.value, model.slope, low, high, self.norm)
         between = (model.slope.double() * (centre.double() - x.double())).sum(1)
         own = onto_plane(centre, model.value.double() + between, model.slope, low, high, self.norm)

@@ -15,7 +15,6 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from verifier.attacks.losses import Loss, Margin
-from verifier.attacks.nearby.rows import ends
 from verifier.attacks.trial import Trial
 
 
@@ -79,7 +78,7 @@ class Lbfgs:
             gradient = slope[0].double().cpu().numpy() + 2 * c * away
             return float(np.nan_to_num(float(found) + c * float(away @ away), posinf=1e30)), gradient
 
-        low, high = (e[0].double().cpu().numpy() for e in ends(threat, who))
+        low, high = (e[0].double().cpu().numpy() for e in threat.ends(who))
         found = minimize(value, origin, jac=True, method="L-BFGS-B", bounds=np.stack([low, high], 1),
                          options={"maxfun": self.steps, "maxiter": self.steps})  # fmt: skip
         value(found.x)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from verifier.attacks.losses import Margin
 from verifier.attacks.nearby.measure import Norm
-from verifier.attacks.nearby.rows import affordable, ends
+from verifier.attacks.nearby.rows import affordable
 from verifier.attacks.rows import kept
 from verifier.attacks.trial import Trial
 
@@ -61,7 +61,7 @@ class Restore:
         who = who[affordable(trial, who, 2)]
         if trial.late or not len(who):
             return
-        centre, x, (low, high) = threat.centre[who], trial.best[who], ends(threat, who)
+        centre, x, (low, high) = threat.centre[who], trial.best[who], threat.ends(who)
         _, _, slope = trial.descend(x, who, Margin())
         end = torch.where(x > centre, high, low)
         far = threat.project(torch.where((x != centre) & end.isfinite(), end, x), who)

@@ -1,4 +1,4 @@
-"""What the attacks of this package have in common: rows that budgets pay for, ends of a range, linear models."""
+"""What the attacks of this package have in common: rows that budgets pay for, linear models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from verifier.attacks.goals import Misclassified
 from verifier.attacks.losses import Margin, TargetedMargin
 from verifier.attacks.nearby.measure import Norm, dual
 from verifier.attacks.rows import turns
-from verifier.attacks.threats import Balls, Boxes, Threat
 from verifier.attacks.trial import Trial
 
 
@@ -24,15 +23,6 @@ def affordable(trial: Trial, who: Tensor, cost: int = 1) -> Tensor:
     if trial.budget is None:
         return keep
     return keep & ((turns(who) + 1) * cost <= trial.budget - trial.evaluations[who])
-
-
-def ends(threat: Threat, who: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the greatest value of each element, ``[P, d]`` each; infinite where a set has no box around it."""
-    if isinstance(threat, Boxes):
-        return threat.lower[who], threat.upper[who]
-    low, high = (threat.low, threat.high) if isinstance(threat, Balls) else (-math.inf, math.inf)
-    like = threat.centre[who]
-    return torch.full_like(like, low), torch.full_like(like, high)
 
 
 def targets(trial: Trial, who: Tensor, most: int) -> Tensor | None:

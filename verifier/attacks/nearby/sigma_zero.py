@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from verifier.attacks.losses import Margin
-from verifier.attacks.nearby.rows import affordable, ends
+from verifier.attacks.nearby.rows import affordable
 from verifier.attacks.rows import kept
 from verifier.attacks.trial import Trial
 from verifier.errors import InputError
@@ -39,7 +39,7 @@ class SigmaZero:
     def run(self, trial: Trial) -> None:
         """See ``Attack``. Raises ``InputError`` where an element has no ends."""
         threat, who = trial.problem.threat, trial.open()
-        low, high = ends(threat, who)
+        low, high = threat.ends(who)
         width = high - low
         if not bool(width.isfinite().all()):
             raise InputError("the norm 0 counts elements, however much they change: give a data range")
