@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
 
 from verifier import __version__
-from verifier.cli import attack, bench, completion, export, info, radius, range, supports, verify  # noqa: A004 - the command's name
+from verifier.cli import attack, bench, completion, export, info, radius, range, smooth, supports, verify  # noqa: A004 - the command's name
 from verifier.errors import InputError
 
 if TYPE_CHECKING:
     from verifier.cli.session import Session
+
+
+class _Command(Protocol):
+    """A command's module."""
+
+    def add_parser(self, commands: Any) -> None:
+        """Add the command to the parser's commands."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Run it; the exit code."""
+
+
+_COMMANDS: Mapping[str, _Command] = MappingProxyType({
+    "verify": verify, "attack": attack, "bench": bench, "range": range, "radius": radius, "smooth": smooth,
+    "export": export, "info": info, "supports": supports,
+})  # fmt: skip
 
 
 def build() -> argparse.ArgumentParser:
@@ -25,7 +43,7 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__, help="print the version and exit")
     parser.add_argument("--name", action="version", version="nn-verifier", help="print the program's name and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for command in (verify, attack, bench, range, radius, export, info, supports):
+    for command in _COMMANDS.values():
         command.add_parser(commands)
     completion.add_parser(commands)
     return parser
@@ -38,22 +56,9 @@ def run(options: argparse.Namespace, early: Session | None = None) -> int:
             return verify.run(options, early)
         case "attack":
             return attack.run(options, early)
-        case "bench":
-            return bench.run(options)
-        case "range":
-            return range.run(options)
-        case "radius":
-            return radius.run(options)
-        case "export":
-            return export.run(options)
-        case "info":
-            return info.run(options)
         case "completion":
             return completion.run(options, build())
         case None:
-            raise InputError(
-                "a command is missing: verify, attack, bench, range, radius, export, info, supports or completion "
-                "(see verifier --help)"
-            )
-        case _:
-            return supports.run(options)
+            raise InputError(f"a command is missing: {', '.join(_COMMANDS)} or completion (see verifier --help)")
+        case name:
+            return _COMMANDS.get(name, supports).run(options)  # the others are names of this one

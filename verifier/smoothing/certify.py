@@ -76,7 +76,7 @@ class Fixed:
 @dataclass(frozen=True, slots=True)
 class Sequential:
     """Samples until the radius is at least the largest of ``radii`` or the next of them is out of reach, ``most`` at
-    most; looks after ``first`` samples and then whenever there are half as many more."""
+    most; looks after ``first`` samples and then whenever there are a tenth more."""
 
     radii: Sequence[float]
     most: int = 100_000
@@ -87,7 +87,7 @@ class Sequential:
         marks = [probability_needed(sampler.noise, norm, len(x), r) for r in sorted({0.0, *self.radii})]
         hits, drawn, reached = 0, 0, 0.0
         while drawn < self.most:
-            count = min(max(self.first, drawn // 2), self.most - drawn)
+            count = min(max(self.first, drawn // 10), self.most - drawn)
             hits, drawn = hits + int(sampler.counts(x, count)[label]), drawn + count
             reached = max(reached, sequential.lower_limit(hits, drawn, alpha))
             above = [mark for mark in marks if mark >= reached]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from scipy.special import ndtri
@@ -24,6 +24,7 @@ _DOWN = 1 - 1e-9
 """What closed forms are multiplied with: special functions are exact to about 1e-14 of their values here."""
 
 
+@runtime_checkable
 class Noise(Protocol):
     """A distribution around 0, the same for every input of a size."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import binom, kstest
 from torch import Tensor
 
+import verifier
 from verifier.errors import InputError
 from verifier.smoothing import sequential
 from verifier.smoothing.certify import Fixed, Sequential, certify, lower_limit, predict, upper_limit
@@ -27,6 +29,7 @@ from verifier.smoothing.noise import (
     largest_certifiable,
     probability_needed,
 )
+from verifier.smoothing.smoothed import smooth
 
 NOISES: tuple[Noise, ...] = (Gaussian(0.5), Laplace(0.3), Uniform(0.7), Cubic(0.2))
 NORMS: tuple[Norm, ...] = ("1", "2", "inf")
@@ -230,3 +233,30 @@ def test_too_few_samples_are_refused() -> None:
     for make in (Gaussian, Laplace, Uniform, Cubic):
         with pytest.raises(InputError, match="positive"):
             make(0.0)
+
+
+def test_models_of_all_kinds_are_smoothed_alike(checkout: Path) -> None:
+    """The same network as ONNX, as a graph and as a module draws the same noise and gets the same certificates."""
+    path = checkout / "benchmarks" / "digits" / "digits.onnx"
+    graph = verifier.load(path)
+
+    class Module(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = graph.to(torch.float32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner.evaluate(x)[0].flatten(1)
+
+    x = np.full((2, 1, 8, 8), 0.25, dtype=np.float32)
+    found = [
+        smooth(model, 0.1, shape=(1, 1, 8, 8), rows=500).certify(x, Fixed(2000))
+        for model in (path, graph, Module().eval())
+    ]
+    assert found[0] == found[1] == found[2]
+    assert found[0][0].samples == 2100
+    assert smooth(path, 0.1).predict(x) == (found[0][0].guess,) * 2
+    with pytest.raises(InputError, match="shape"):
+        smooth(Module().eval(), 0.1)
+    with pytest.raises(InputError, match="training mode"):
+        smooth(Module(), 0.1, shape=(1, 8, 8))

@@ -1,0 +1,142 @@
+"""``verifier smooth`` in process: the table, the log and going on with it, the plot, comparisons, honest errors."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from verifier.cli import INTERRUPTED, main
+from verifier.smoothing import certify, curve
+
+SCHEMA = resources.files("verifier").joinpath("report/smooth-1.schema.json")
+Capture = pytest.CaptureFixture[str]
+COUNT = 6
+
+
+@pytest.fixture
+def asked(checkout: Path, tmp_path: Path) -> list[str]:
+    digits = load_digits()
+    path = tmp_path / "data.npz"
+    np.savez(path, x=(digits.images[1400 : 1400 + COUNT] / 16).astype(np.float32), y=digits.target[1400 : 1400 + COUNT])
+    model = str(checkout / "benchmarks" / "digits" / "digits.onnx")
+    return ["smooth", model, "--data", str(path), "--sigma", "0.25", "--n", "1000"]
+
+
+def call(arguments: list[str], capsys: Capture) -> tuple[int, str, str]:
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def valid(text: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(text)
+    jsonschema.validate(record, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    return record
+
+
+def test_table_log_and_record_agree(asked: list[str], tmp_path: Path, capsys: Capture) -> None:
+    log = tmp_path / "log.tsv"
+    files = ["--log", str(log), "--plot", str(tmp_path / "c.svg"), "--json", str(tmp_path / "r.json")]
+    code, out, err = call([*asked, "--radii", "0.125", "0.25", *files], capsys)
+    assert code == 0
+    assert "probabilistic, real arithmetic" in err
+    assert "99.9 %" in err
+    record = valid((tmp_path / "r.json").read_text(encoding="utf-8"))
+    lines = curve.read_log(log)
+    assert [line.number for line in lines] == list(range(COUNT))
+    for line, entry in zip(lines, record["inputs"], strict=True):
+        assert line.label == entry["label"]
+        assert line.predict == (-1 if entry["class"] is None else entry["class"])
+        assert entry["radius"] * (1 - 1e-7) <= line.radius <= entry["radius"]
+    shares = curve.certified_accuracy(lines, [0, 0.125, 0.25])
+    assert record["certified_accuracy"] == pytest.approx(shares)
+    assert shares[0] >= shares[1] >= shares[2]
+    rows = [row.split() for row in out.splitlines()]
+    assert rows[0] == ["radius", "certified"]
+    assert [row[1] for row in rows[1:]] == [f"{100 * share:.1f}" for share in shares]
+    assert (tmp_path / "c.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    asked: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole.tsv"
+    assert call([*asked, "--fixed", "--log", str(whole)], capsys)[0] == 0
+    log, done, true = tmp_path / "log.tsv", [0], certify.certify
+
+    def three(*given: Any, **more: Any) -> Any:
+        if done[0] == 3:
+            raise KeyboardInterrupt
+        done[0] += 1
+        return true(*given, **more)
+
+    monkeypatch.setattr(certify, "certify", three)
+    code, out, _ = call([*asked, "--fixed", "--log", str(log)], capsys)
+    assert code == INTERRUPTED
+    assert out.startswith("radius")
+    log.write_text(log.read_text(encoding="utf-8") + "3\t4", encoding="utf-8")  # cut off while it was written
+    monkeypatch.setattr(certify, "certify", true)
+    assert call([*asked, "--fixed", "--log", str(log)], capsys)[0] == 0
+    assert [line.text.split("\t")[:5] for line in curve.read_log(log)] == [
+        line.text.split("\t")[:5] for line in curve.read_log(whole)
+    ]
+    code, _, err = call([*asked, "--fixed", "--seed", "1", "--log", str(log)], capsys)
+    assert code == 2
+    assert "something else" in err
+
+
+def test_logs_side_by_side(asked: list[str], tmp_path: Path, capsys: Capture) -> None:
+    logs = [str(tmp_path / "one.tsv"), str(tmp_path / "two.tsv")]
+    call([*asked, "--log", logs[0]], capsys)
+    call([*asked, "--noise", "uniform", "--norm", "1", "--log", logs[1]], capsys)
+    code, out, _ = call(["smooth", "--compare", *logs, "--radii", "0.1", "--plot", str(tmp_path / "c.svg")], capsys)
+    assert code == 0
+    assert out.splitlines()[0].split() == ["radius", *logs]
+    record = valid(call(["smooth", "--compare", *logs, "--json", "-"], capsys)[1])
+    assert set(record["logs"]) == set(logs)
+    assert (tmp_path / "c.svg").read_text(encoding="utf-8").count("<polyline") == 2
+
+
+@pytest.mark.parametrize(("noise", "scale"), [("laplace", "0.05"), ("cubic", "0.002")])
+def test_other_noise(noise: str, scale: str, asked: list[str], capsys: Capture) -> None:
+    record = valid(call([*asked, "--noise", noise, "--sigma", scale, "--norm", "inf", "--json", "-"], capsys)[1])
+    assert record["certified_accuracy"][0] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--n", "5"], "10 are needed at least"),
+        (["--alpha", "2"], "below 1"),
+        (["--data", "none.npz"], "no such file"),
+        (["--mean", "0.5"], "belong together"),
+        (["--half"], "half precision is for GPUs"),
+    ],
+)
+def test_wrong_questions_are_refused(change: list[str], message: str, asked: list[str], capsys: Capture) -> None:
+    code, out, err = call([*asked, *change], capsys)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_what_is_missing_is_named(asked: list[str], tmp_path: Path, capsys: Capture) -> None:
+    for left_out in ("--data", "--sigma"):
+        k = asked.index(left_out)
+        code, _, err = call([*asked[:k], *asked[k + 2 :]], capsys)
+        assert code == 2
+        assert f"{left_out} is needed" in err
+    np.savez(tmp_path / "x.npz", x=np.zeros((1, 64), np.float32))
+    code, _, err = call([*asked, "--data", str(tmp_path / "x.npz")], capsys)
+    assert code == 2
+    assert "the array y" in err
+    (tmp_path / "no.tsv").write_text("a,b\n", encoding="utf-8")
+    code, _, err = call(["smooth", "--compare", str(tmp_path / "no.tsv")], capsys)
+    assert code == 2
+    assert "not a log" in err
