@@ -11,7 +11,8 @@ import torch
 from verifier.attacks.clauses import ClauseArrays
 from verifier.attacks.goals import Clauses, Misclassified
 from verifier.attacks.oracle import GraphOracle, Oracle
-from verifier.attacks.threats import BallNorm, Balls, Boxes, Threat, box_around, inner_ends
+from verifier.attacks.rounding import box_around, inner_ends
+from verifier.attacks.threats import BallNorm, Balls, Boxes, Threat
 from verifier.attacks.trial import Problem
 from verifier.errors import InputError
 from verifier.query import Cases, Query
@@ -62,8 +63,7 @@ def whole_range(
 
 def of_clauses(query: Query, chosen: np.ndarray | None = None, device: torch.device | str = "cpu") -> Problem:
     """The clauses of a query (numbers ``chosen``; None: all whose box is not empty), each an example in its box."""
-    dtype = torch.promote_types(torch.from_numpy(query.cases.inner_lower[:1]).dtype, torch.float32)
-    return of_cases(query.cases, GraphOracle.of(query.graph, dtype, device), chosen)
+    return of_cases(query.cases, GraphOracle.of(query.graph, _searched(query.cases), device), chosen)
 
 
 def of_cases(cases: Cases, oracle: Oracle, chosen: np.ndarray | None = None) -> Problem:
@@ -72,7 +72,12 @@ def of_cases(cases: Cases, oracle: Oracle, chosen: np.ndarray | None = None) -> 
     every = np.arange(len(cases.literals_of) - 1) if chosen is None else np.asarray(chosen, dtype=np.int64)
     left = every[~empty[np.searchsorted(cases.clauses_of, every, side="right") - 1]]
     arrays = ClauseArrays.of(cases, left, oracle.device)
-    dtype = torch.promote_types(torch.from_numpy(cases.inner_lower[:1]).dtype, torch.float32)
+    dtype = _searched(cases)
     box = arrays.box.cpu().numpy()
     lower, upper = (torch.from_numpy(a[box]).to(oracle.device, dtype) for a in (cases.inner_lower, cases.inner_upper))
     return Problem(oracle, Clauses(arrays), Boxes.of(lower, upper))
+
+
+def _searched(cases: Cases) -> torch.dtype:
+    """The type of the search: the model's own, at least float32."""
+    return torch.promote_types(torch.from_numpy(cases.inner_lower[:1]).dtype, torch.float32)

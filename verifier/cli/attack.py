@@ -37,8 +37,8 @@ def add_parser(commands: Any) -> None:
     data.add_argument("--data", type=Path, metavar="FILE",
                       help="an .npz file with the arrays x and y (classes; default: the model's own), or a folder of "
                       ".png images in folders named by their class or with a labels.csv")
-    data.add_argument("--attacks", metavar="NAMES", help="the attacks to run, with commas between; list shows them all "
-                      "(default: an ensemble, the cheap ones first)")
+    data.add_argument("--attacks", metavar="NAMES", help="the attacks to run, with commas between, such as "
+                      "pgd,apgd-t (default: an ensemble, the cheap ones first)")
     data.add_argument("--output", type=Path, metavar="FILE.npz", help="write what was found: arrays x, y, broken")
     data.add_argument("--pictures", type=Path, metavar="FOLDER",
                       help="write a picture of original, found input and difference for each broken example (PNG)")

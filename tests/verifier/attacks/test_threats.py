@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verifier.attacks import problems
-from verifier.attacks.threats import Balls, Boxes, Threat, box_around
+from verifier.attacks.rounding import box_around
+from verifier.attacks.threats import Balls, Boxes, Threat
 from verifier.errors import InputError
 
 SCALES = st.sampled_from([1e-30, 1e-6, 1e-3, 1.0, 255.0, 1e8])

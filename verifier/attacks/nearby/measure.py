@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from verifier.attacks.threats import upper_distance
+from verifier.attacks.rounding import upper_distance
 from verifier.errors import InputError
 
 Norm = Literal["inf", "2", "1", "0"]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from verifier.attacks.goals import Goal
 from verifier.attacks.oracle import Oracle
-from verifier.attacks.threats import Boxes, inward
+from verifier.attacks.rounding import inward
+from verifier.attacks.threats import Boxes
 from verifier.attacks.trial import Problem
 from verifier.errors import InputError
 
