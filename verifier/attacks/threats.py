@@ -85,8 +85,11 @@ class Boxes:
         return self.lower[who], self.upper[who]
 
     def step(self, gradient: Tensor, who: Tensor) -> Tensor:
-        """See ``Threat``: half a width against the sign."""
-        return -gradient.sign() * (self._width(who) / 2)
+        """See ``Threat``: as far as the further end is from the centre, against the sign; of a ball that a range cuts
+        this is the radius."""
+        centre = self.centre[who]
+        reach = torch.maximum(self.upper[who] - centre, centre - self.lower[who])
+        return -gradient.sign() * reach.clamp(max=torch.finfo(reach.dtype).max)
 
     def _width(self, who: Tensor) -> Tensor:
         return (self.upper[who] - self.lower[who]).clamp(max=torch.finfo(self.lower.dtype).max)
