@@ -112,7 +112,7 @@ def robust_accuracy(  # noqa: PLR0913 - the questions that a caller may ask
     from verifier import limits
     from verifier.attacks import evaluation, portfolio
     from verifier.attacks.classifier import Classifier
-    from verifier.examples import fit_examples
+    from verifier.examples import check_range, fit_examples
     from verifier.pipeline import choose_device
     from verifier.property.numbers import exact
     from verifier.regions import exact_range
@@ -122,6 +122,7 @@ def robust_accuracy(  # noqa: PLR0913 - the questions that a caller may ask
     classifier = model if isinstance(model, Classifier) else Classifier.of(model)
     examples = fit_examples(x, y, classifier.shape, classifier.dtype)
     place, ends = choose_device(device), None if data_range is None else exact_range(data_range)
+    check_range(examples, ends)
     threat = evaluation.ball_threat(exact(epsilon, "epsilon"), norm, ends, place)
     target = portfolio.Target.of(norm, classifier.shape)
     chosen = portfolio.ensemble(classifier.graph is not None, target) if attacks is None else attacks

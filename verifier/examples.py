@@ -86,6 +86,23 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
         )
 
 
+def check_range(examples: Examples, ends: tuple[Fraction, Fraction] | None) -> None:
+    """Raise ``InputError`` where an element lies outside of the declared data range; the message says which one."""
+    if ends is None:
+        return
+    from verifier.attacks.rounding import inner_ends
+
+    first, last = inner_ends(ends, examples.x.dtype)
+    outside = (examples.x < first) | (examples.x > last)
+    if outside.any():
+        row, element = np.argwhere(outside)[0]
+        raise InputError(
+            f"example {examples.names[row]}: element {element} is {examples.x[row, element]}, outside the data range "
+            f"[{ends[0]}, {ends[1]}]; all values lie in [{examples.x.min()}, {examples.x.max()}]: scale the examples, "
+            "or declare their range"
+        )
+
+
 def _fits(given: tuple[int, ...], shape: tuple[int, ...], size: int) -> bool:
     """Whether an example has the model's axes, axes of size 1 aside, or is flat."""
     return given == (size,) or [d for d in given if d != 1] == [d for d in shape if d != 1]

@@ -164,7 +164,10 @@ class Trial:
         """The loss ``[P]``, the margin ``[P]`` and the loss's gradient ``[P, d]`` (0 where it is not finite); counted,
         and the best points are kept. Raises ``InputError`` where the oracle has no gradients."""
         if not self.problem.oracle.differentiable:
-            raise InputError("this attack needs gradients, and the model gives outputs alone: take one by queries")
+            raise InputError(
+                "this attack needs gradients, and the model gives outputs alone: take one by queries "
+                "(square, sparse-rs, nes, spsa, zoo)"
+            )
         paid = self._paid(who)
         if not (len(x) and bool(paid.all())):
             value, gradient = x.new_full((len(x),), math.inf), torch.zeros_like(x)

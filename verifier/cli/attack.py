@@ -19,6 +19,21 @@ _USAGE = verify.USAGE + "\n       %(prog)s MODEL.onnx --data FILE.npz|FOLDER --e
 _OF_DATA = ("attacks", "pictures", "output")
 
 
+class _List(argparse.Action):
+    """``--attacks list`` prints the names and leaves, as ``--help`` does; other values are kept."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None
+    ) -> None:
+        """Called by argparse."""
+        if values == "list":
+            from verifier.attacks.portfolio import ATTACKS
+
+            print("\n".join(ATTACKS))
+            parser.exit()
+        setattr(namespace, self.dest, values)
+
+
 def add_parser(commands: Any) -> None:
     """Add the command to the parser's commands."""
     parser = commands.add_parser(
@@ -37,8 +52,9 @@ def add_parser(commands: Any) -> None:
     data.add_argument("--data", type=Path, metavar="FILE",
                       help="an .npz file with the arrays x and y (classes; default: the model's own), or a folder of "
                       ".png images in folders named by their class or with a labels.csv")
-    data.add_argument("--attacks", metavar="NAMES", help="the attacks to run, with commas between, such as "
-                      "pgd,apgd-t (default: an ensemble, the cheap ones first)")
+    data.add_argument("--attacks", metavar="NAMES", action=_List,
+                      help="the attacks to run, with commas between, such as pgd,apgd-t; list prints their names "
+                      "(default: an ensemble, the cheap ones first)")
     data.add_argument("--output", type=Path, metavar="FILE.npz", help="write what was found: arrays x, y, broken")
     data.add_argument("--pictures", type=Path, metavar="FOLDER",
                       help="write a picture of original, found input and difference for each broken example (PNG)")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from verifier import __version__, limits
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "nn-verifier/attack/1"
 _SAT = 10
+_HOW: Mapping[Ending, str] = MappingProxyType({
+    "done": "all attacks were run", "limit": "the time was up", "interrupted": "interrupted"
+})  # fmt: skip
 _ASKED = ("data", "input", "label", "epsilon", "norm", "data_range", "mean", "std", "attacks")
 
 
@@ -51,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
         attack_files.write_points(arguments.output, classifier, found)
     seconds = limits.now() - start
     if not arguments.quiet:
-        print(f"verifier: {_explained(arguments, ending, seconds)}", file=sys.stderr)
+        told = _explained if arguments.input is None else _explained_word
+        print(f"verifier: {told(arguments, ending, seconds, found)}", file=sys.stderr)
     record = _record(arguments, model, examples, found, pictures)
     lines = _lines(found) if arguments.input is None else _word(classifier, found)
     answered(lines, record | {"ending": ending, "seconds": round(seconds, 3)}, arguments.json)
@@ -89,7 +95,7 @@ def _begin(arguments: argparse.Namespace, model: Path) -> tuple[Classifier, Exam
     from verifier import arrays
     from verifier.attacks import evaluation, portfolio
     from verifier.attacks.classifier import Classifier
-    from verifier.examples import fit_examples, read_examples, scale_warning
+    from verifier.examples import check_range, fit_examples, read_examples, scale_warning
     from verifier.pipeline import choose_device
     from verifier.property.numbers import exact
     from verifier.regions import exact_range
@@ -101,25 +107,29 @@ def _begin(arguments: argparse.Namespace, model: Path) -> tuple[Classifier, Exam
     else:
         point = arrays.read_point(arguments.input, classifier.shape, limit)
         labels = None if arguments.label is None else np.array([arguments.label])
-        examples = fit_examples(point.reshape(1, -1), labels, classifier.shape, classifier.dtype, str(arguments.input))
+        name = str(arguments.input)
+        examples = fit_examples(point.reshape(1, -1), labels, classifier.shape, classifier.dtype, name)
+        examples = replace(examples, names=(name,))
     target = portfolio.Target.of(arguments.norm, classifier.shape)
     chosen = portfolio.ensemble(classifier.graph is not None, target)
     if arguments.attacks is not None:
         chosen = portfolio.named(arguments.attacks, target)
     ends = None if arguments.data_range is None else exact_range(tuple(arguments.data_range))
+    check_range(examples, ends)
     place = choose_device(arguments.device)
     threat = evaluation.ball_threat(exact(arguments.epsilon, "epsilon"), arguments.norm, ends, place)
     evaluator = evaluation.Evaluator(classifier, examples, threat, chosen, arguments.seed)
     if arguments.pictures is not None:
         attack_files.check_pictures(arguments.pictures, classifier)
     if not arguments.quiet:
-        for line in (*examples.notes, *_warnings(classifier, examples, scale_warning(classifier, examples, ends))):
+        missing = examples.labels is None and arguments.input is None
+        for line in (*examples.notes, *_warnings(classifier, missing, scale_warning(classifier, examples, ends))):
             print(f"verifier: {line}", file=sys.stderr)
     return classifier, examples, evaluator
 
 
-def _warnings(classifier: Classifier, examples: Examples, scale: str | None) -> Iterator[str]:
-    if examples.labels is None:
+def _warnings(classifier: Classifier, labels_missing: bool, scale: str | None) -> Iterator[str]:
+    if labels_missing:
         yield "no classes are given: an example's class is the model's own"
     if classifier.graph is None:
         yield f"attacked by queries alone, without gradients: {classifier.why}"
@@ -149,13 +159,24 @@ def _describe(progress: EvaluationProgress, seconds: float) -> str:
     )
 
 
-def _explained(arguments: argparse.Namespace, ending: Ending, seconds: float) -> str:
-    how = {"done": "all attacks were run", "limit": "the time was up", "interrupted": "interrupted"}[ending]
+def _explained(arguments: argparse.Namespace, ending: Ending, seconds: float, _: Evaluation) -> str:
+    how = _HOW[ending]
     ball = f"epsilon {arguments.epsilon} in the norm {arguments.norm}"
     return (
         f"{how} after {seconds:.1f} s; {ball}; onnxruntime has replayed every point; the robust accuracy is at most "
         "what stands here, and nothing is proven of it from below"
     )
+
+
+def _explained_word(arguments: argparse.Namespace, ending: Ending, seconds: float, found: Evaluation) -> str:
+    """For one input: what ``verify`` would say."""
+    label = f"label {found.labels[0]}" + (": the model's own class" if arguments.label is None else "")
+    ball = f"{label}; epsilon {arguments.epsilon} in the norm {arguments.norm}"
+    if not found.broken[0]:
+        how = f"{_HOW[ending]}; no counterexample was found, which proves nothing"
+        return f"unknown after {seconds:.1f} s, {how}; {ball}"
+    who = "the input itself" if found.by[0] < 0 else f"attack {found.rows[found.by[0]].attack}"
+    return f"sat after {seconds:.1f} s, {who}; onnxruntime gives class {found.others[0]} as much there; {ball}"
 
 
 def _lines(found: Evaluation) -> Iterator[str]:

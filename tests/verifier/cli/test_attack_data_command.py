@@ -14,6 +14,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from verifier.attacks import evaluation
+from verifier.attacks.portfolio import ATTACKS
 from verifier.cli import INTERRUPTED, main
 from verifier.replay import open_session
 
@@ -79,6 +80,24 @@ def test_json_to_stdout_is_the_answer(model: str, data: str, capsys: Capture) ->
     assert valid(out)["query"]["norm"] == "2"
 
 
+def test_an_example_outside_the_range_is_named(model: str, data: str, tmp_path: Path, capsys: Capture) -> None:
+    with np.load(data) as given:
+        images, classes = given["x"].copy(), given["y"]
+    images[3, 2, 2] = 1.5
+    np.savez(tmp_path / "out.npz", x=images, y=classes)
+    for norm in ("inf", "2"):
+        asked = ["--data", str(tmp_path / "out.npz"), "--epsilon", "1", "--norm", norm, "--data-range", "0", "1"]
+        code, out, err = call(["attack", model, *asked], capsys)
+        assert (code, out) == (2, "")
+        assert "example 3: element 18 is 1.5, outside the data range [0, 1]" in err
+
+
+def test_the_names_of_attacks_are_listed_without_a_model(capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["attack", "--attacks", "list"])
+    assert capsys.readouterr().out.split() == list(ATTACKS)
+
+
 @pytest.mark.parametrize("norm", ["2", "1", "0"])
 def test_one_input_in_other_norms_is_answered_as_verify_would(
     norm: str, model: str, data: str, tmp_path: Path, capsys: Capture
@@ -95,6 +114,10 @@ def test_one_input_in_other_norms_is_answered_as_verify_would(
     point = np.array(values[:64], dtype=np.float32).reshape(1, 1, 8, 8)
     scores = open_session(Path(model).read_bytes()).run(None, {"image": point})[0][0]
     assert scores.tolist() == pytest.approx(values[64:], abs=0)
+    told = call([*asked[:-1], "--epsilon", "12"], capsys)[2]
+    assert "sat after" in told
+    assert "the model's own class" in told
+    assert "robust accuracy" not in told
     assert call([*asked, "--epsilon", "0"], capsys)[:2] == (0, "unknown\n")
 
 
@@ -143,7 +166,7 @@ def test_a_folder_of_images_with_pictures(model: str, data: str, tmp_path: Path,
         (["--data", "none.npz", "--epsilon", "0.1"], "no such file"),
         (["--data", "DATA", "--epsilon", "0.1", "--label", "3"], "--label goes with --input"),
         (["--data", "DATA", "--epsilon", "0.1", "--attacks", "magic"], "the known ones are"),
-        (["--data", "DATA", "--epsilon", "0.1", "--data-range", "0", "1/2"], "outside the data range"),
+        (["--data", "DATA", "--epsilon", "0.1", "--data-range", "0", "1/2"], "1/2]; all values lie in [0.0, 1.0]"),
         (["--data", "DATA", "--epsilon", "-0.1"], "negative"),
         (["--data", "DATA", "--input", "DATA", "--epsilon", "0.1"], "one of them"),
         (["--data", "DATA", "--epsilon", "0.1", "--mean", "0.5"], "belong together"),
