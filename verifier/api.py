@@ -62,16 +62,20 @@ def verify(  # noqa: PLR0913 - the questions that a caller may ask
     )
 
 
-def attack(
+def attack(  # noqa: PLR0913 - the questions that a caller may ask
     query: Query | str | Path | Mapping[str, str | Path],
     property: str | Path | None = None,  # noqa: A002 - the field's word
     *,
+    attacks: Sequence[Attack] | None = None,
     timeout: float | None = None,
     seed: int = 0,
     device: str = "auto",
     report: Callable[[Progress], None] | None = None,
 ) -> Violated | Unknown:
     """Search for a counterexample, and prove nothing; the arguments are those of ``verify``.
+
+    ``attacks``: of ``verifier.attacks``, each run on those clauses (256 at most) that are nearest to being true at the
+    centres of their boxes (None: the search that ``verify`` begins with).
 
     ``Violated`` has a counterexample that onnxruntime has replayed. ``Unknown`` says that none was found before the
     time was up (without a ``timeout``: in eight rounds of the attack that ``verify`` begins with), never that there is
@@ -83,7 +87,7 @@ def attack(
     _check_numbers(timeout, seed)
     query = _query(query, property)
     left = None if timeout is None else max(timeout - (limits.now() - start), 0.0)
-    return pipeline.attack(query, timeout=left, seed=seed, device=device, report=report)
+    return pipeline.attack(query, attacks=attacks, timeout=left, seed=seed, device=device, report=report)
 
 
 def robust_accuracy(  # noqa: PLR0913 - the questions that a caller may ask

@@ -10,7 +10,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ import torch
 from bounds.plan import prepare
 from bounds.rounding import Rounding, plain_products
 from verifier.activation_stage import split_activations
+from verifier.attacks.problems import nearest_clauses, of_clauses
+from verifier.attacks.trial import Attack
+from verifier.attacks.trial import attack as run_attack
 from verifier.branch.input_split import InputSplit
 from verifier.branch.problem import Misfit, Problem
 from verifier.branch.root import real_status
@@ -167,10 +170,14 @@ def _split_inputs(run: Run, saved: Saved | None) -> Verdict:
 ROUNDS = 8
 """Rounds of an attack by itself, where no time limit ends it."""
 
+MOST_CLAUSES = 256
+"""Clauses that attacks of the caller's choice are run on."""
+
 
 def attack(
     query: Query,
     *,
+    attacks: Sequence[Attack] | None = None,
     timeout: float | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -188,11 +195,25 @@ def attack(
             run.report = report
             run.enter("attack")
             try:
-                run.attack(plan, run.deadline)
+                if attacks is None:
+                    run.attack(plan, run.deadline)
+                else:
+                    _attack_with(run, attacks, seed)
                 verdict = Unknown(stage=run.stage, reason="no counterexample was found, which proves nothing")
             except Decided as decided:
                 verdict = Violated(stage=run.stage, counterexample=decided.counterexample)
     return replace(verdict, seconds=time.monotonic() - start, notes=(*query.notes, *verdict.notes))
+
+
+def _attack_with(run: Run, attacks: Sequence[Attack], seed: int) -> None:
+    """One attack after the other, on the clauses that are nearest to being true."""
+    device = run.problem.box.device
+    problem = of_clauses(run.query, nearest_clauses(run.query, MOST_CLAUSES, device), device)
+    for number, method in enumerate(attacks):
+        found = run_attack(problem, method, seed=seed + number, until=run.deadline)
+        order = found.margin.argsort()
+        run.replay(found.points[order][found.found[order]] if bool(found.found.any()) else None)
+    run.settle(finished=True)
 
 
 def choose_device(name: str) -> torch.device:

@@ -6,10 +6,17 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 
 import verifier
 from verifier import InputError, Unknown, Violated, limits
+from verifier.attacks.apgd import Apgd
+from verifier.attacks.blackbox.square import Square
+from verifier.attacks.gradient import fgsm, pgd_margin
+from verifier.attacks.problems import nearest_clauses, of_clauses
+from verifier.attacks.trial import Trial
 from verifier.cli import main, parser
+from verifier.replay import Replayer
 from verifier.worker import answer
 
 
@@ -86,3 +93,29 @@ def test_the_command_prints_as_verify_does(checkout: Path, capsys: pytest.Captur
     assert main(asked) == 10
     captured = capsys.readouterr()
     assert captured.out.startswith("sat\n((X_0 ") and "stage attack" in captured.err
+
+
+def test_attacks_of_ones_own_choice_are_replayed_too(checkout: Path) -> None:
+    """Descents, queries and a start that cannot find anything, on a property and on a box of clauses."""
+    folder = checkout / "benchmarks" / "digits"
+    for method in (pgd_margin(40), Apgd(steps=30), Square(steps=300)):
+        found = verifier.attack(folder / "digits.onnx", folder / "fragile.vnnlib", attacks=[method])
+        assert found.word == "sat"
+        assert isinstance(found, verifier.Violated)
+        query = verifier.read(folder / "digits.onnx", folder / "fragile.vnnlib")
+        assert Replayer(query).replay(found.counterexample.inputs[0]) is not None
+    robust = folder / "digits.onnx", folder / "robust.vnnlib"
+    nothing = verifier.attack(*robust, attacks=[Apgd(steps=5), Square(steps=20)])
+    assert nothing.word == "unknown"
+    with pytest.raises(InputError, match="classes of a classifier"):
+        verifier.attack(*robust, attacks=[fgsm()])
+
+
+def test_the_nearest_clauses_are_those_with_the_least_margins(checkout: Path) -> None:
+    folder = checkout / "benchmarks" / "digits"
+    query = verifier.read(folder / "digits.onnx", folder / "close.vnnlib")
+    problem = of_clauses(query)
+    margins = Trial(problem).evaluate(problem.threat.centre, torch.arange(problem.size))
+    assert problem.size == 9
+    assert nearest_clauses(query, 3).tolist() == sorted(margins.argsort()[:3].tolist())
+    assert nearest_clauses(query, 100).tolist() == list(range(9))

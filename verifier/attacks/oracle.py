@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bounds.box import Box
 from bounds.graph import Graph
 from verifier.attacks.search import cost
 from verifier.attacks.straight_through import surrogate
@@ -51,12 +52,17 @@ class GraphOracle:
     device: torch.device
 
     @staticmethod
-    def of(graph: Graph, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> GraphOracle:
-        """The oracle of a graph; ``dtype`` float32 or float64."""
+    def of(
+        graph: Graph,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        box: Box | None = None,
+    ) -> GraphOracle:
+        """The oracle of a graph; ``dtype`` float32 or float64. ``box``: where points will lie, for ``surrogate``."""
         _, elements = cost(graph)
         place = torch.device(device)
         room = ELEMENTS if place.type == "cpu" else 64 * ELEMENTS
-        return GraphOracle(surrogate(graph.to(dtype, place)), int(np.clip(room / elements, 1, 65536)), place)
+        return GraphOracle(surrogate(graph.to(dtype, place), box), int(np.clip(room / elements, 1, 65536)), place)
 
     @property
     def differentiable(self) -> bool:

@@ -12,10 +12,14 @@ from verifier.attacks.clauses import ClauseArrays
 from verifier.attacks.goals import Clauses, Misclassified
 from verifier.attacks.oracle import GraphOracle, Oracle
 from verifier.attacks.rounding import box_around, inner_ends
+from verifier.attacks.search import hull
 from verifier.attacks.threats import BallNorm, Balls, Boxes, Threat
-from verifier.attacks.trial import Problem
+from verifier.attacks.trial import Problem, Trial
 from verifier.errors import InputError
 from verifier.query import Cases, Query
+
+_AT_ONCE = 2**24
+"""Elements of points that are looked at together."""
 
 
 def classification(oracle: Oracle, x: np.ndarray, labels: np.ndarray, threat: Threat) -> Problem:
@@ -63,7 +67,28 @@ def whole_range(
 
 def of_clauses(query: Query, chosen: np.ndarray | None = None, device: torch.device | str = "cpu") -> Problem:
     """The clauses of a query (numbers ``chosen``; None: all whose box is not empty), each an example in its box."""
-    return of_cases(query.cases, GraphOracle.of(query.graph, _searched(query.cases), device), chosen)
+    cases = query.cases
+    arrays = ClauseArrays.of(cases, chosen, device)
+    around = hull(cases, arrays) if arrays.size else None
+    return of_cases(cases, GraphOracle.of(query.graph, _searched(cases), device, around), chosen)
+
+
+def nearest_clauses(query: Query, count: int, device: torch.device | str = "cpu") -> np.ndarray:
+    """The numbers of the ``count`` clauses (or fewer) that are nearest to being true at the centres of their boxes;
+    those of empty boxes are left out."""
+    oracle = GraphOracle.of(query.graph, _searched(query.cases), device)
+    total = len(query.cases.literals_of) - 1
+    step = max(1, _AT_ONCE // max(1, query.cases.lower.shape[1]))
+    margins, numbers = [np.empty(0)], [np.empty(0, dtype=np.int64)]
+    for first in range(0, total, step):
+        part = of_cases(query.cases, oracle, np.arange(first, min(first + step, total)))
+        assert isinstance(part.goal, Clauses)
+        every = torch.arange(part.size, device=oracle.device)
+        margins.append(Trial(part).evaluate(part.threat.centre, every).double().cpu().numpy())
+        numbers.append(part.goal.arrays.clause.cpu().numpy())
+    order = np.concatenate(margins).argsort(kind="stable")[:count]
+    found: np.ndarray = np.concatenate(numbers)[order]
+    return np.sort(found)
 
 
 def of_cases(cases: Cases, oracle: Oracle, chosen: np.ndarray | None = None) -> Problem:

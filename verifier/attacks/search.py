@@ -156,7 +156,7 @@ def prepare(
     work, elements = cost(query.graph)
     size = 1.0 if torch.device(device).type == "cpu" else 64.0
     return Setting(
-        graph=surrogate(query.graph.to(dtype, device), _hull(cases, clauses)),
+        graph=surrogate(query.graph.to(dtype, device), hull(cases, clauses)),
         cases=cases,
         clauses=clauses,
         number=number,
@@ -171,7 +171,7 @@ def prepare(
     )
 
 
-def _hull(cases: Cases, clauses: ClauseArrays) -> Box:
+def hull(cases: Cases, clauses: ClauseArrays) -> Box:
     """The box around the boxes of the clauses."""
     used = clauses.box.unique().cpu().numpy()
     ends = cases.lower[used].min(0, keepdims=True), cases.upper[used].max(0, keepdims=True)
