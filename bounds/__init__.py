@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bounds.jacobian import JacobianBounds, jacobian_bounds
     from bounds.methods import Alpha, Crown, Forward, Interval, Lines
     from bounds.ops.base import DomainError, NoDerivativeError
-    from bounds.tracing import TraceError, trace
+    from bounds.tracing import Live, TraceError, live, trace
 
 __all__ = [
     "Alpha",
@@ -33,12 +33,14 @@ __all__ = [
     "Interval",
     "JacobianBounds",
     "Lines",
+    "Live",
     "LpBall",
     "NoDerivativeError",
     "Prepared",
     "TraceError",
     "compute_bounds",
     "jacobian_bounds",
+    "live",
     "margins",
     "prepare",
     "trace",
@@ -51,7 +53,7 @@ _HOMES = (
     ("bounds.jacobian", ("JacobianBounds", "jacobian_bounds")),
     ("bounds.methods", ("Alpha", "Crown", "Forward", "Interval", "Lines")),
     ("bounds.ops.base", ("DomainError", "NoDerivativeError")),
-    ("bounds.tracing", ("TraceError", "trace")),
+    ("bounds.tracing", ("Live", "TraceError", "live", "trace")),
 )
 
 

@@ -12,6 +12,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,6 +52,11 @@ def trace(module: torch.nn.Module, example: Tensor | tuple[Tensor, ...]) -> Grap
     Raises ``TraceError``: for a module that ``torch.export`` cannot record, listing at once all operations that are not
     supported, and where graph and module disagree.
     """
+    return _checked(module, example)[1]
+
+
+def _checked(module: torch.nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple[ExportedProgram, Graph]:
+    """What was recorded, and the graph that it gives, which agrees with the module."""
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     for k, x in enumerate(inputs):
         if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
@@ -62,7 +68,29 @@ def trace(module: torch.nn.Module, example: Tensor | tuple[Tensor, ...]) -> Grap
     if _answers(module, nearby):
         where = "near the example (a branch of its code that depends on values is recorded as the example takes it)"
         _compare(graph, module, nearby, where)
-    return graph
+    return program, graph
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Live:
+    """A module whose parameters go on changing, recorded once: ``graph`` reads them as they are now (``live``)."""
+
+    module: torch.nn.Module
+    _program: ExportedProgram
+
+    def graph(self) -> Graph:
+        """The graph of the module (in evaluation mode) with its present parameters and buffers. Its constants are
+        functions of the parameters: gradients of bounds without a claim go on into them."""
+        return _Translation(self._program, live=True).run()
+
+
+def live(module: torch.nn.Module, example: Tensor | tuple[Tensor, ...]) -> Live:
+    """As ``trace``, for a module that is being trained: recording takes seconds, each ``graph()`` milliseconds.
+
+    The module must be in evaluation mode now (not where ``graph`` is called), and keep its parameters' tensors: they
+    may be changed in place, as optimisers do, not replaced. Raises ``TraceError``.
+    """
+    return Live(module, _checked(module, example)[0])
 
 
 def _export(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
@@ -117,8 +145,9 @@ def _element(call: Call) -> Value:
 class _Translation:
     """One run over an exported program; collects everything unsupported before it complains."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, live: bool = False) -> None:
         self._program = program
+        self._live = live
         self._build = Builder()
         self._values: dict[torch.fx.Node, Any] = {}
         self._named: set[int] = set()
@@ -155,9 +184,13 @@ class _Translation:
 
     def _placeholder(self, node: torch.fx.Node, stored: Mapping[str, Tensor]) -> Ref | None:
         if node.name in stored:
-            return Ref(self._build.constant(stored[node.name].detach().to("cpu"), name=node.name))
+            return Ref(self._build.constant(self._kept(stored[node.name]).to("cpu"), name=node.name))
         value = node.meta["val"]
         return Ref(self._build.input(tuple(value.shape), node.name))
+
+    def _kept(self, stored: Tensor) -> Tensor:
+        """With its gradient only where that is asked for."""
+        return stored if self._live else stored.detach()
 
     def _call(self, node: torch.fx.Node) -> Any:
         """The value of a node; None after noting why there is none, or where an operand has none."""

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGES = ("bounds", "milp", "verifier", "verifier.coverage", "verifier.statistics")
+PACKAGES = ("bounds", "milp", "verifier", "verifier.coverage", "verifier.statistics", "verifier.training")
 TARGET = Path(__file__).with_name("api.txt")
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from bounds import Box, Graph, compute_bounds
 from bounds.ops import readers
-from bounds.tracing import TraceError, trace
+from bounds.tracing import TraceError, live, trace
 
 D = torch.float64
 
@@ -353,3 +353,22 @@ def test_another_point_than_the_example_is_compared() -> None:
     assert len(trace(Guarded(), torch.ones((1, 50))).nodes) == 3
     # Beyond the domain both have no value.
     assert len(trace(Function(torch.log), torch.full((1, 50), 0.01)).nodes) == 2
+
+
+def test_live_graphs_follow_the_parameters() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    x = torch.rand(1, 3)
+    recorded = live(module.eval(), x)
+    assert all(not c.value.requires_grad for c in trace(module, x).constants.values())
+    for _ in range(2):
+        with torch.no_grad():
+            for values in module.parameters():
+                values.add_(0.1)
+        module.train()(torch.rand(5, 3))  # moves the statistics
+        module.eval()
+        (found,) = recorded.graph().evaluate(x.unsqueeze(0))
+        torch.testing.assert_close(found[0], module(x), rtol=1e-5, atol=1e-6)
+    gradients = torch.autograd.grad(found.sum(), list(module.parameters()))
+    expected = torch.autograd.grad(module(x).sum(), list(module.parameters()))
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
