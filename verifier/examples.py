@@ -149,7 +149,7 @@ def _listed(path: Path) -> list[tuple[Path, int]]:
             raise InputError(f"{table}: not a table: {error}") from error
         for number, row in enumerate(rows):
             if len(row) != 2 or not row[1].strip().isdecimal():
-                if number == 0:
+                if number == 0 and len(row) == 2 and not (path / row[0]).exists():
                     continue  # a head
                 raise InputError(f"{table}:{number + 1}: expected name,class")
             file = (path / row[0]).resolve()

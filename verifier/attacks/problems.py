@@ -47,6 +47,8 @@ def ball(
         return Boxes(torch.from_numpy(lower).to(device), torch.from_numpy(upper).to(device), centre)
     if norm not in get_args(BallNorm):
         raise InputError(f"norm {norm!r}: the known ones are inf, 2, 1 and 0")
+    if norm == "0" and epsilon.denominator != 1:
+        raise InputError(f"epsilon: {epsilon} is not a whole number, and in the norm 0 it counts elements")
     if data_range is None:
         return Balls.of(centre, epsilon, cast(BallNorm, norm))
     low, high = (float(e) for e in inner_ends(data_range, x.dtype))

@@ -76,6 +76,8 @@ def _check(arguments: argparse.Namespace) -> Path:
         raise InputError("--data and --input need --epsilon, the radius of the balls around the examples")
     if arguments.data is not None and arguments.label is not None:
         raise InputError("--label goes with --input; the classes of --data are its array y")
+    if arguments.exit_code and arguments.data is not None:
+        raise InputError("--exit-code goes with one question; a data set has no sat or unsat: see --json")
     if arguments.assignments is not None:
         raise InputError("--serialise-assignments goes with a property or a box; see --output and --json")
     options.check_normalisation(arguments)

@@ -45,7 +45,7 @@ def test_projections_and_random_points_lie_inside_exactly(
     random = np.random.default_rng(seed)
     x = (random.standard_normal((3, 7)) * scale).astype(dtype)
     ends = (Fraction(float(x.min())) - 1, Fraction(float(x.max())) + Fraction(1, 3))
-    radius = radius if norm == "0" else radius * Fraction(scale)
+    radius = Fraction(int(radius)) if norm == "0" else radius * Fraction(scale)
     threat = problems.ball(x, radius, norm, ends)
     who = torch.arange(3)
     for size in (0.1, 10.0):

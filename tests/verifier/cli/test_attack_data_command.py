@@ -171,7 +171,9 @@ def test_a_folder_of_images_with_pictures(model: str, data: str, tmp_path: Path,
         (["--data", "DATA", "--input", "DATA", "--epsilon", "0.1"], "one of them"),
         (["--data", "DATA", "--epsilon", "0.1", "--mean", "0.5"], "belong together"),
         (["--attacks", "fgsm"], "--attacks goes with --data"),
-        (["--data", "DATA", "--epsilon", "0.1", "--norm", "0"], "give a data range"),
+        (["--data", "DATA", "--epsilon", "1", "--norm", "0"], "give a data range"),
+        (["--data", "DATA", "--epsilon", "0.5", "--norm", "0", "--data-range", "0", "1"], "not a whole number"),
+        (["--data", "DATA", "--epsilon", "0.1", "--exit-code"], "--exit-code goes with one question"),
     ],
 )
 def test_wrong_options_are_refused(
