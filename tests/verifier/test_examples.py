@@ -79,8 +79,13 @@ def test_folders_of_images(tmp_path: Path) -> None:
     found = read_examples(tmp_path, SHAPE, np.float32)
     assert found.labels is not None
     assert (found.names, found.labels.tolist()) == (("10/b.png",), [7])
-    wrong = (("a,b,c\nx,1,2\n", "expected name,class"), ("10/b.png,x\n", "expected name,class"), ("../x.png,1\n",
-    "leads out"), ("no.png,1\n", "no such file")) for text, message in wrong:
+    wrong = (
+        ("a,b,c\nx,1,2\n", "expected name,class"),
+        ("10/b.png,x\n", "expected name,class"),
+        ("../x.png,1\n", "leads out"),
+        ("no.png,1\n", "no such file"),
+    )
+    for text, message in wrong:
         (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=message):
             read_examples(tmp_path, SHAPE, np.float32)
