@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,7 +13,10 @@ import numpy as np
 from verifier.errors import InputError
 
 MAX_BYTES = 2**30
-_UNREADABLE = (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_UNREADABLE = (
+    ValueError, OSError, EOFError, MemoryError, OverflowError, RecursionError, SyntaxError, tokenize.TokenError,
+    zipfile.BadZipFile, zlib.error, NotImplementedError,
+)  # fmt: skip
 
 
 def read_point(path: str | Path, shape: tuple[int, ...], max_bytes: int = MAX_BYTES) -> np.ndarray:
@@ -88,9 +92,11 @@ def _read_png(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         raise InputError(f"{path}: images need the extra: pip install nn-verifier[images]") from error
     try:
         with Image.open(path, formats=("PNG",)) as image:
+            if image.mode.startswith(("I", "F")):  # a conversion would cut values off at 255
+                raise InputError(f"{path}: an image of 16 bits a channel; 8 are needed")
             plain = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
             pixels = np.asarray(plain, dtype=np.uint8)
-    except (*_UNREADABLE, Image.DecompressionBombError, SyntaxError) as error:
+    except (*_UNREADABLE, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a PNG image that can be read: {error}") from error
     return arrange(pixels, shape, str(path)).astype(np.float32) / np.float32(255)
 

@@ -20,6 +20,9 @@ from verifier.errors import InputError
 if TYPE_CHECKING:
     from verifier.attacks.classifier import Classifier
 
+_DIGITS = 9
+"""Of a class, at most."""
+
 _LOOKED_AT = 100
 """Examples that the check of the scale looks at."""
 
@@ -116,7 +119,7 @@ def _labels(y: np.ndarray | None, count: int, name: str) -> np.ndarray | None:
         raise InputError(f"{name}: {count} examples and {labels.size} labels (y of shape {list(labels.shape)})")
     labels = labels.reshape(-1)
     if labels.dtype.kind not in "iu":
-        whole = labels.dtype.kind == "f" and bool((labels == np.floor(labels)).all())
+        whole = labels.dtype.kind == "f" and bool(((labels == np.floor(labels)) & (np.abs(labels) < 2**31)).all())
         if not whole:
             raise InputError(f"{name}: labels are whole numbers, y is of type {labels.dtype}")
     return labels.astype(np.int64)
@@ -143,22 +146,39 @@ def _listed(path: Path) -> list[tuple[Path, int]]:
     if table.is_file():
         found = []
         try:
-            with table.open(newline="", encoding="utf-8") as lines:
+            with table.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets write a mark in front
                 rows = [row for row in csv.reader(lines) if row]
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{table}: not a table: {error}") from error
         for number, row in enumerate(rows):
+            where = f"{table}:{number + 1}"
+            file = _inside(path, row[0], where)
             if len(row) != 2 or not row[1].strip().isdecimal():
-                if number == 0 and len(row) == 2 and not (path / row[0]).exists():
+                if number == 0 and len(row) == 2 and not file.exists():
                     continue  # a head
-                raise InputError(f"{table}:{number + 1}: expected name,class")
-            file = (path / row[0]).resolve()
-            if path.resolve() not in file.parents:
-                raise InputError(f"{table}:{number + 1}: {row[0]} leads out of the folder")
-            found.append((path.resolve() / row[0], int(row[1])))
-        return [(path / file.relative_to(path.resolve()), label) for file, label in found]
-    folders = sorted((f for f in path.iterdir() if f.is_dir() and f.name.isdecimal()), key=lambda f: int(f.name))
-    return [(file, int(folder.name)) for folder in folders for file in sorted(folder.glob("*.png"))]
+                raise InputError(f"{where}: expected name,class")
+            found.append((file, _class(row[1].strip(), where)))
+        return found
+    folders = [(_class(f.name, str(f)), f) for f in path.iterdir() if f.is_dir() and f.name.isdecimal()]
+    return [(file, label) for label, folder in sorted(folders) for file in sorted(folder.glob("*.png"))]
+
+
+def _inside(folder: Path, name: str, where: str) -> Path:
+    """The file of this name in a folder. Raises ``InputError``."""
+    try:
+        there = (folder / name).resolve()
+        there.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, links in a circle, a zero character
+        raise InputError(f"{where}: {name[:80]!r} names no file: {error}") from error
+    if folder.resolve() not in there.parents:
+        raise InputError(f"{where}: {name} leads out of the folder")
+    return folder / name
+
+
+def _class(text: str, where: str) -> int:
+    if len(text) > _DIGITS:
+        raise InputError(f"{where}: {text[:80]} is no class: it has {len(text)} digits")
+    return int(text)
 
 
 def scale_warning(

@@ -46,6 +46,9 @@ def test_png(tmp_path: Path) -> None:
     pil.fromarray(pixels).save(tmp_path / "i.png")
     read = read_point(tmp_path / "i.png", (1, 3, 2, 4))
     assert read.dtype == np.float32 and np.allclose(read, pixels.transpose(2, 0, 1) / 255)
+    pil.fromarray(np.full((2, 4), 30_000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match="16 bits"):
+        read_point(tmp_path / "deep.png", (1, 3, 2, 4))
     (tmp_path / "cut.png").write_bytes((tmp_path / "i.png").read_bytes()[:40])
     with pytest.raises(InputError, match=r"cut\.png"):
         read_point(tmp_path / "cut.png", (1, 3, 2, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -109,3 +110,39 @@ def test_a_model_that_expects_another_scale_is_noticed(checkout: Path) -> None:
     assert small is not None
     assert "times 255" in small
     assert "data range" in str(scale_warning(model, Examples(x, None, numbers), (Fraction(0), Fraction(255))))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("a.png,-1\n", "expected name,class"),
+        ("a.png,3.5\na.png,1\n", "labels.csv:1"),
+        ("a.png,99999999999999999999\n", "is no class"),
+        ("a.png," + "9" * 5000, "is no class"),
+        ("a\0b.png,1\n", "names no file"),
+        ("x" * 5000 + ".png,1\n", "names no file"),
+        ("loop.png,1\n", "names no file"),
+        ("../a.png,1\n", "leads out"),
+    ],
+)
+def test_odd_tables_of_labels_are_refused(table: str, message: str, tmp_path: Path) -> None:
+    """Also where the odd line is the first: only one that names no file is a head."""
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "labels.csv").write_text(table)
+    with pytest.raises(InputError, match=message):
+        read_examples(tmp_path, (1, 1, 2, 2), np.float32)
+
+
+def test_a_folder_of_too_many_digits_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ("9" * 20)).mkdir()
+    with pytest.raises(InputError, match="is no class"):
+        read_examples(tmp_path, (1, 1, 2, 2), np.float32)
+
+
+def test_a_header_beyond_all_numbers_is_refused(tmp_path: Path) -> None:
+    header = b"{'descr':'<f4','fortran_order':False,'shape':(99999999999999999999,1),}\n"
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(InputError, match=r"not an \.npz"):
+        read_examples(tmp_path / "x.npz", (1, 4), np.float32)
