@@ -19,7 +19,7 @@ from bounds.ops.shaping import Reshape
 from bounds.ops.softmax import Softmax
 from verifier.attacks.straight_through import has_jumps, surrogate
 from verifier.network.normalise import without_increasing_end
-from verifier.pipeline import verify
+from verifier.pipeline import attack, verify
 from verifier.query import Query, read
 from verifier.verdict import Verified
 
@@ -238,3 +238,19 @@ def test_the_place_of_an_extreme_score(tmp_path: Path, kind: str, whole: bool) -
     ):
         (tmp_path / "p.vnnlib").write_text(f"{box}(declare-const Y_0 Real){line}")
         assert verify(read(tmp_path / "m.onnx", tmp_path / "p.vnnlib"), timeout=20).word == expected, line
+
+
+def test_a_root_that_has_no_value_between_the_boxes_stops_no_attack(tmp_path: Path) -> None:
+    """Bounds over the box around all boxes are refused there; the search for a point needs none."""
+    nodes = [("MatMul", ["x", "w0"], "a"), ("Sqrt", ["a"], "b"), ("Sign", ["b"], "y")]
+    query = ask(tmp_path, nodes, {"w0": np.array([[1.0, 1.0]])}, (-1, 1), "(assert (>= Y_0 1.0))")
+    assert attack(query).word == "sat"
+
+
+def test_a_jump_of_one_number_without_axes_has_a_gradient() -> None:
+    place = Builder()
+    summed = place.add(Gemm(), place.input((3,), "x"), place.constant(torch.ones(3, 1)))
+    graph = place.finish([place.add(Step(-1.0, 0.0, 1.0), place.add(Reshape(()), summed))])
+    x = torch.ones((2, 3), requires_grad=True)
+    (slope,) = torch.autograd.grad(surrogate(graph).evaluate(x)[0].sum(), x)
+    assert bool((slope > 0).all())

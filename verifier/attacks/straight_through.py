@@ -58,7 +58,7 @@ def _smooth(jump: Jumping | Place, x: Tensor, reach: Tensor | None) -> Tensor:
         return _mean_place(_scores(jump, x))
     if not isinstance(jump, Step):
         return x
-    width = x.detach().flatten(1).abs().mean(1).reshape(-1, *[1] * (x.ndim - 1))
+    width = x.detach().reshape(len(x), -1).abs().mean(1).reshape(-1, *[1] * (x.ndim - 1))
     width = width if reach is None else torch.minimum(width, reach.to(x))
     scaled = x / (_NARROW * width).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
     bump = torch.exp(-scaled.square()) * (jump.at - (jump.left + jump.right) / 2)
@@ -98,8 +98,12 @@ def surrogate(graph: Graph, box: Box | None = None) -> Graph:
 
 
 def _reach(graph: Graph, box: Box) -> dict[int, Tensor]:
-    """Half the widths ``[1, *shape]`` of the intervals of what jumps read."""
-    found = compute_bounds(graph.to(torch.float64, box.lower.device), box, Interval())
+    """Half the widths ``[1, *shape]`` of the intervals of what jumps read; none where a function in the graph has no
+    value on part of the box, which the points need not come near."""
+    try:
+        found = compute_bounds(graph.to(torch.float64, box.lower.device), box, Interval())
+    except ValueError:  # ``DomainError`` and what else bounds refuse
+        return {}
     read = {n.inputs[0] for n in graph.nodes if isinstance(n.op, Jumping)}
     ends = {index: found.at(index) for index in read if graph.variable[index]}
     return {index: ((upper - lower) / 2).nan_to_num(nan=torch.inf) for index, (lower, upper) in ends.items()}
