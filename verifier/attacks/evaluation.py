@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -22,7 +22,7 @@ from verifier.attacks.classifier import Classifier, best_other, lead
 from verifier.attacks.goals import Misclassified
 from verifier.attacks.problems import ball
 from verifier.attacks.threats import Threat
-from verifier.attacks.trial import Attack, Attacked, Problem, attack
+from verifier.attacks.trial import Attack, Problem, attack
 from verifier.errors import InputError
 from verifier.examples import Examples, check_labels
 
@@ -42,6 +42,13 @@ class Row:
     refused: int = 0
     evaluations: int = 0
     seconds: float = 0.0
+
+    def plus(self, more: Row) -> Row:
+        """Both together."""
+        return Row(
+            self.attack, self.tried + more.tried, self.found + more.found, self.refused + more.refused,
+            self.evaluations + more.evaluations, self.seconds + more.seconds,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,8 +92,20 @@ class EvaluationProgress:
     examples: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chunk:
+    """What attack ``number`` did with some examples: ``broken`` ``[K]`` (numbers) at ``points`` ``[K, n]``."""
+
+    number: int
+    row: Row
+    broken: np.ndarray
+    points: np.ndarray
+    others: np.ndarray
+
+
 class Evaluator:
-    """An evaluation under way; ``run`` may be interrupted anywhere, and ``result`` says what is known."""
+    """An evaluation under way; ``run`` may be interrupted anywhere, and ``result`` says what is known: a chunk of
+    examples counts from the moment at which all that is known of it is appended."""
 
     def __init__(
         self,
@@ -112,32 +131,41 @@ class Evaluator:
             )
         self._labels = scores.argmax(1) if labels is None else labels
         self._clean = lead(scores, self._labels) > 0
-        self._broken, self._points = ~self._clean, x.copy()
         self._others = best_other(scores, self._labels)
-        self._by = np.full(len(x), -1)
         self._slack = np.zeros(len(x))
-        self._rows = [Row(method.name) for method in self._attacks]
+        self._chunks: list[_Chunk] = []
         self._finished = False
 
     def run(self, until: float = math.inf, *, report: Callable[[EvaluationProgress], None] | None = None) -> None:
         """Run the attacks one after the other, until the time ``until`` (of ``limits.now``)."""
         for number, method in enumerate(self._attacks):
-            left = np.flatnonzero(~self._broken)
+            left = np.flatnonzero(~self._broken())
             for first in range(0, len(left), CHUNK):
                 if limits.now() >= until:
                     return
                 if report is not None:
-                    known = len(self._x) - int(self._broken.sum())
+                    known = len(self._x) - int(self._broken().sum())
                     report(EvaluationProgress(method.name, number, len(self._attacks), known, len(self._x)))
                 self._attack(number, method, left[first : first + CHUNK], until)
         self._finished = limits.now() < until
 
     def result(self) -> Evaluation:
         """What is known by now."""
-        return Evaluation(
-            self._labels, self._clean, self._broken.copy(), self._points.copy(), self._others.copy(),
-            self._by.copy(), tuple(self._rows), self._finished,
-        )  # fmt: skip
+        chunks, broken = tuple(self._chunks), ~self._clean
+        points, others, by = self._x.copy(), self._others.copy(), np.full(len(self._x), -1)
+        rows = [Row(method.name) for method in self._attacks]
+        for chunk in chunks:
+            broken[chunk.broken], by[chunk.broken] = True, chunk.number
+            points[chunk.broken], others[chunk.broken] = chunk.points, chunk.others
+            rows[chunk.number] = rows[chunk.number].plus(chunk.row)
+        return Evaluation(self._labels, self._clean, broken, points, others, by, tuple(rows), self._finished)
+
+    def _broken(self) -> np.ndarray:
+        """``[N]`` bool."""
+        broken = ~self._clean
+        for chunk in self._chunks:
+            broken[chunk.broken] = True
+        return broken
 
     def _attack(self, number: int, method: Attack, chosen: np.ndarray, until: float) -> None:
         started = time.process_time()
@@ -147,32 +175,27 @@ class Evaluator:
         problem = Problem(self._oracle, Misclassified(labels, slack), threat)
         seed = self._seed + 7919 * number + int(chosen[0])
         found = attack(problem, method, seed=seed, until=until)
-        confirmed, refused = self._confirm(number, chosen, found)
-        row = self._rows[number]
-        self._rows[number] = replace(
-            row,
-            tried=row.tried + len(chosen),
-            found=row.found + confirmed,
-            refused=row.refused + refused,
-            evaluations=row.evaluations + int(found.evaluations.sum()),
-            seconds=row.seconds + time.process_time() - started,
-        )
-
-    def _confirm(self, number: int, chosen: np.ndarray, found: Attacked) -> tuple[int, int]:
-        """Ask onnxruntime about what was found; how many points it confirms and refuses."""
         hit = found.found.cpu().numpy()
-        if not hit.any():
-            return 0, 0
         which, points = chosen[hit], found.points.cpu().numpy()[hit]
-        scores = self._classifier.scores(points)
+        scores = self._classifier.scores(points) if len(which) else np.zeros((0, self._classifier.classes))
         true = lead(scores, self._labels[which]) <= 0  # NaN is no confirmation
+        self._refused(which[~true], scores[~true], found.margin.cpu().numpy()[hit][~true])
+        row = Row(
+            method.name,
+            tried=len(chosen),
+            found=int(true.sum()),
+            refused=int((~true).sum()),
+            evaluations=int(found.evaluations.sum()),
+            seconds=time.process_time() - started,
+        )
         good = which[true]
-        self._broken[good], self._by[good], self._points[good] = True, number, points[true]
-        self._others[good] = best_other(scores[true], self._labels[good])
-        claimed = found.margin.cpu().numpy()[hit][~true].astype(np.float64) - self._slack[which[~true]]
-        least = 1e-6 * np.abs(scores[~true]).max(1, initial=1e-30)
-        self._slack[which[~true]] = np.maximum(2 * self._slack[which[~true]], np.maximum(-2 * claimed, least))
-        return int(true.sum()), int((~true).sum())
+        self._chunks.append(_Chunk(number, row, good, points[true], best_other(scores[true], self._labels[good])))
+
+    def _refused(self, which: np.ndarray, scores: np.ndarray, margin: np.ndarray) -> None:
+        """Demand more of the examples at whose points, of these claimed margins, onnxruntime keeps the class."""
+        claimed = margin.astype(np.float64) - self._slack[which]
+        least = 1e-6 * np.abs(scores).max(1, initial=1e-30)
+        self._slack[which] = np.maximum(2 * self._slack[which], np.maximum(-2 * claimed, least))
 
 
 def ball_threat(

@@ -107,5 +107,7 @@ def _above(number: Fraction, dtype: np.dtype) -> Any:
         raise InputError(f"epsilon: the region reaches beyond the range of {dtype}")
     if Fraction(float(near)) < number:
         near = np.nextafter(near, dtype.type(math.inf))
+    if near == np.finfo(dtype).min:
+        return near
     below_it = np.nextafter(near, dtype.type(-math.inf))
     return below_it if Fraction(float(below_it)) >= number else near

@@ -101,14 +101,18 @@ class SessionOracle:
 
     def outputs(self, points: Tensor) -> Tensor:
         """See ``Oracle``. Raises ``InputError`` for points of another size, and where onnxruntime fails."""
+        return torch.from_numpy(self.values(points.detach().cpu().numpy())).to(points)
+
+    def values(self, points: np.ndarray) -> np.ndarray:
+        """As ``outputs``, in the element type of the model's output (half precision as float32)."""
         if self.lead and points.shape[1] == self.lead * self.size:
-            return self.whole().outputs(points)
+            return self.whole().values(points)
         if points.shape[1] != self.size:
             raise InputError(
                 f"input {self.input_name!r}: the model takes {self.size} numbers {list(self.shape)}, and a point has "
                 f"{points.shape[1]}"
             )
-        array = points.detach().cpu().numpy().astype(self.dtype)
+        array = points.astype(self.dtype)
         if self.lead is None:
             found = self._run(array.reshape(-1, *self.shape)).reshape(len(array), -1)
         elif self.lead == 0:
@@ -118,7 +122,7 @@ class SessionOracle:
             full = [np.concatenate([p, np.repeat(p[-1:], self.lead - len(p), 0)]) for p in parts]
             runs = [self._run(a.reshape(-1, *self.shape)).reshape(self.lead, -1) for a in full]
             found = np.concatenate(runs)[: len(array)]
-        return torch.from_numpy(found.astype(np.promote_types(found.dtype, np.float32))).to(points)
+        return found.astype(np.promote_types(found.dtype, np.float32))
 
     def _run(self, feed: np.ndarray) -> np.ndarray:
         try:

@@ -114,14 +114,16 @@ class Balls:
     def of(
         centre: Tensor, radius: Fraction, norm: BallNorm, ends: tuple[float, float] = (-math.inf, math.inf)
     ) -> Balls:
-        """Raises ``InputError`` for a negative radius and for centres outside of the range."""
+        """A radius whose square is beyond the type's range counts as the largest one whose square is not. Raises
+        ``InputError`` for a negative radius and for centres outside of the range."""
         if radius < 0:
             raise InputError(f"epsilon: {radius} is negative")
         if norm == "0" and not (math.isfinite(ends[0]) and math.isfinite(ends[1])):
             raise InputError("the norm 0 limits how many elements change, not by how much: give a data range")
         if bool(((centre < ends[0]) | (centre > ends[1])).any()):
             raise InputError(f"an example lies outside the data range [{ends[0]}, {ends[1]}]")
-        return Balls(centre, radius, norm, *ends)
+        most = Fraction(math.isqrt(int(torch.finfo(centre.dtype).max)))
+        return Balls(centre, min(radius, most), norm, *ends)
 
     def project(self, x: Tensor, who: Tensor) -> Tensor:
         """See ``Threat``. In the norms 2 and 1 the nearest point of the ball, cut by the range after; in the norm 0 the
@@ -198,8 +200,9 @@ def project_onto_ball(away: Tensor, radius: Tensor, p: float) -> Tensor:
     ranks = torch.arange(1, away.shape[1] + 1, dtype=away.dtype, device=away.device)
     drop = (most.cumsum(1) - limit) / ranks  # Duchi et al. (ICML 2008), figure 1
     last = (most > drop).sum(1, keepdim=True).clamp(min=1) - 1
-    threshold = drop.gather(1, last).clamp(min=0)
-    return away.sign() * (size - threshold).clamp(min=0)
+    left = (size - drop.gather(1, last).clamp(min=0)).clamp(min=0)
+    # Where the ball is far smaller than the vector, the difference has lost digits, and with many elements much of it.
+    return away.sign() * left * (limit / left.sum(1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
 
 
 def _largest(change: Tensor, count: int) -> Tensor:

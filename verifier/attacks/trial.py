@@ -212,7 +212,9 @@ class Trial:
         return self.evaluations[who] + turns(who) < self.budget
 
     def _note(self, x: Tensor, who: Tensor, margin: Tensor) -> None:
-        """Count one evaluation a row, and keep the best row of each example."""
+        """Count one evaluation a row, and keep the best row of each example. A row with a NaN or an infinity is in no
+        set, whatever a model makes of it (a jump gives a number)."""
+        margin = torch.where(x.isfinite().all(1), margin, math.inf)
         hit = margin <= 0
         first = hit & (self.needed[who] == 0)
         if bool(first.any()):
@@ -225,6 +227,7 @@ class Trial:
         rank = torch.where(rank.isnan(), math.inf, rank)
         least = self.rank.scatter_reduce(0, who, rank, "amin")
         best = torch.nonzero((rank == least[who]) & (rank < self.rank[who])).squeeze(1)
+        best = best[turns(who[best]) == 0]  # of several written to one place at once, threads could mix the elements
         self.best[who[best]] = x[best].detach()
         self.margin[who[best]] = margin[best]
         self.rank = least

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,11 +23,13 @@ from torch import Tensor
 import verifier
 from verifier import limits
 from verifier.attacks import apgd, gradient, problems
-from verifier.attacks.classifier import Classifier
+from verifier.attacks.blackbox.square import Square
+from verifier.attacks.classifier import Classifier, lead
 from verifier.attacks.evaluation import Evaluator, ball_threat
 from verifier.attacks.losses import CrossEntropy, Dlr, Margin, TargetedDlr, TargetedMargin
 from verifier.attacks.oracle import GraphOracle
 from verifier.attacks.portfolio import ATTACKS, Target, named
+from verifier.attacks.session import SessionOracle
 from verifier.attacks.trial import Problem, Trial, attack
 from verifier.errors import InputError
 from verifier.examples import fit_examples
@@ -269,3 +277,118 @@ def test_wrong_questions_are_refused(
     asked: dict[str, object] = {"x": images[0], "y": images[1] if "x" not in change else None, "epsilon": 0.1} | change
     with pytest.raises(InputError, match=message):
         verifier.robust_accuracy(digits, **asked)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """An oracle that makes numbers of everything, NaN and infinities too."""
+
+    differentiable: bool = True
+    rows: int = 1000
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def outputs(self, points: Tensor) -> Tensor:
+        high = torch.where(points.isfinite().all(1), 1.0, -1.0)
+        return torch.stack([high, -high], 1) + 0 * points.nan_to_num(0, 0, 0).sum(1, keepdim=True)
+
+
+def test_a_point_that_is_no_number_is_no_counterexample() -> None:
+    """Without a range a search may get to infinities and NaN, and a model with jumps gives finite scores there."""
+    x = np.zeros((2, 3), dtype=np.float32)
+    problem = problems.classification(Jumps(), x, np.zeros(2, dtype=np.int64), problems.whole_range(x))
+    for bad in (math.inf, math.nan):
+        trial = Trial(problem)
+        trial.evaluate(torch.full((2, 3), bad), torch.arange(2))
+        assert not trial.result().found.any() and not trial.result().needed.any()
+        assert bool(trial.result().points.isfinite().all())
+    assert not attack(problem, Square(steps=3)).found.any()
+
+
+def test_of_equal_points_one_is_kept_whole() -> None:
+    """Several threads that write points to one place would mix their elements."""
+    x = np.zeros((2, 3), dtype=np.float32)
+    problem = problems.classification(Jumps(), x, np.ones(2, dtype=np.int64), problems.whole_range(x))
+    trial, rows = Trial(problem), torch.arange(1.0, 9.0)[:, None].expand(-1, 3)
+    trial.evaluate(rows, torch.tensor([0, 1] * 4))
+    assert trial.result().points[:, 0].tolist() == [1, 2]
+
+
+def wide_scores(path: Path) -> bytes:
+    """``x -> x + (0, 1e-12)`` with a float input and scores in double."""
+    nodes = [helper.make_node("Cast", ["x"], ["d"], to=TensorProto.DOUBLE), helper.make_node("Add", ["d", "c"], ["y"])]
+    graph = helper.make_graph(
+        nodes, "wide", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.DOUBLE, [1, 2])],
+        [numpy_helper.from_array(np.array([0.0, 1e-12]), "c")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path.read_bytes()
+
+
+def test_scores_keep_their_digits(tmp_path: Path) -> None:
+    """Rounded to the input's type they would be equal, and the example broken."""
+    session = SessionOracle.of(wide_scores(tmp_path / "w.onnx"))
+    model = Classifier(None, session, 2)
+    found = verifier.robust_accuracy(model, np.ones((1, 2), dtype=np.float32), np.array([1]), epsilon=0, attacks=[])
+    assert found.clean.all() and not found.broken.any()
+
+
+def test_scores_are_those_of_a_replay_to_the_last_bit(tmp_path: Path) -> None:
+    """onnxruntime may give several points together other last digits than each by itself, and a tie is a matter of
+    those."""
+    random = np.random.default_rng(0)
+    weight, x = random.normal(size=(300, 64)), random.random((50, 300))
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "W"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", TensorProto.DOUBLE, ["batch", 300])],
+        [helper.make_tensor_value_info("y", TensorProto.DOUBLE, ["batch", 64])], [numpy_helper.from_array(weight, "W")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    session = open_session(model)
+    alone = np.concatenate([session.run(None, {"x": row[None]})[0] for row in x])
+    assert np.array_equal(Classifier.of(model).scores(x), alone)
+
+
+def test_an_interrupt_anywhere_leaves_a_consistent_result(tmp_path: Path) -> None:
+    classifier = Classifier.of(affine(tmp_path / "a.onnx"))
+    x = np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)
+    examples = fit_examples(x, None, (1, 3), np.float32)
+    broken = set()
+    for stop in range(3, 400, 7):
+        threat = ball_threat(Fraction(1, 2), "inf", None)
+        evaluator = Evaluator(classifier, examples, threat, [gradient.fgsm(), gradient.pgd(3)])
+        with interrupted(stop):
+            evaluator.run()
+        found = evaluator.result()
+        leads = lead(classifier.scores(found.points), found.labels)
+        assert ((leads <= 0) == found.broken).all()
+        assert ((found.by >= 0) == found.broken).all()
+        assert [row.found for row in found.rows] == [int((found.by == k).sum()) for k in range(2)]
+        broken.add(int(found.broken.sum()))
+    assert len(broken) > 1
+
+
+@contextmanager
+def interrupted(stop: int) -> Iterator[None]:
+    """KeyboardInterrupt at instruction number ``stop`` of ``evaluation``."""
+    left, before = [stop], sys.gettrace()
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        if not frame.f_code.co_filename.endswith("evaluation.py"):
+            return None
+        frame.f_trace_opcodes = True
+        left[0] -= event == "opcode"
+        if not left[0]:
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)

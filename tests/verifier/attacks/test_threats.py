@@ -144,3 +144,35 @@ def test_wrong_sets_are_refused() -> None:
         Boxes.of(x + 1, x)
     with pytest.raises(InputError, match="the known ones"):
         problems.ball(np.zeros((1, 2), np.float32), Fraction(1), "3")
+
+
+@pytest.mark.parametrize("size", [1000, 20_000])
+def test_a_small_ball_of_the_norm_1_among_many_elements_is_not_left(size: int) -> None:
+    """Where the point is a million radii away, the projection has lost most of its digits."""
+    random = np.random.default_rng(0)
+    x, away = random.random((1, size)), 1 + 1e-9 * random.random((1, size))
+    for scale in (1.0, 255.0):
+        threat = problems.ball(x, Fraction(1, 10**6), "1")
+        point = threat.project(torch.from_numpy(x + scale * away), torch.zeros(1, dtype=torch.int64)).numpy()
+        assert exactly_inside(point[0], x[0], Fraction(1, 10**6), "1")
+        assert (point != x).any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("norm", ["2", "1", "0"])
+def test_balls_of_any_size_have_points(norm: str, dtype: type) -> None:
+    most = np.finfo(dtype).max
+    x, who = np.array([[0.5, -most, most]], dtype=dtype), torch.zeros(1, dtype=torch.int64)
+    ends = (Fraction(float(-most)), Fraction(float(most)))
+    threat = problems.ball(x, Fraction(10) ** 400, norm, ends)
+    for point in (threat.random(who, torch.Generator().manual_seed(0)), threat.project(threat.centre * 0, who)):
+        assert bool(point.isfinite().all())
+    far = threat.project(torch.zeros((1, 3), dtype=threat.centre.dtype), who)
+    assert bool(threat.contains(far, who).all())
+
+
+def test_the_largest_numbers_are_ends_too() -> None:
+    for dtype in (np.float32, np.float64):
+        most = np.finfo(dtype).max
+        low, high = box_around(np.array([most, -most], dtype=dtype), Fraction(0), None)
+        assert low.tolist() == [most, -most] and high.tolist() == [most, -most]
