@@ -88,6 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
         seconds = limits.now() - start
         print(f"verifier: {len(lines)} of {len(examples.x)} inputs after {seconds:.1f} s; {_honest(arguments)}",
               file=sys.stderr)
+        if arguments.norm == "inf":
+            print(f"verifier: {_hardness(smoothed, examples.x.shape[1])}", file=sys.stderr)
     answered(aligned(_table({"certified": lines}, radii)), _record(arguments, lines, radii), arguments.json)
     return INTERRUPTED if interrupted else 0
 
@@ -226,6 +228,17 @@ def _honest(arguments: argparse.Namespace) -> str:
     return (
         "probabilistic, real arithmetic: each certificate is about the smoothed classifier and holds with a "
         f"probability of {100 * (1 - arguments.alpha):g} %"
+    )
+
+
+def _hardness(smoothed: Smoothed, size: int) -> str:
+    """How little any noise can do in the norm inf."""
+    from verifier.smoothing.noise import largest_certifiable
+
+    most = largest_certifiable(smoothed.noise.variance(size), "inf", size, 0.999)
+    return (
+        f"in the norm inf no noise of this variance in {size} inputs certifies a radius above {most:.4g} from a "
+        "probability of 99.9 % (in the manner of Blum et al., 2020)"
     )
 
 
