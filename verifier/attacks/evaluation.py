@@ -195,7 +195,9 @@ class Evaluator:
         """Demand more of the examples at whose points, of these claimed margins, onnxruntime keeps the class."""
         claimed = margin.astype(np.float64) - self._slack[which]
         least = 1e-6 * np.abs(scores).max(1, initial=1e-30)
-        self._slack[which] = np.maximum(2 * self._slack[which], np.maximum(-2 * claimed, least))
+        # What is not finite says nothing of how much more to ask for.
+        wanted = np.where(np.isfinite(claimed), -2 * claimed, 0.0), np.where(np.isfinite(least), least, 0.0)
+        self._slack[which] = np.maximum(2 * self._slack[which], np.maximum(*wanted))
 
 
 def ball_threat(

@@ -214,10 +214,15 @@ def test_robust_accuracy_counts_what_onnxruntime_confirms(
     assert found.points.max() <= 1
 
 
-def test_what_onnxruntime_refuses_is_not_broken(tmp_path: Path) -> None:
-    """A graph that lies about the model: no point of it counts, and a larger lead is asked for every time."""
+@pytest.mark.parametrize(
+    ("lie", "refused"),
+    [(WEIGHT[[1, 2, 0, 3]], 1), (-1e38 * WEIGHT, 3)],
+    ids=["other classes", "infinitely bad"],
+)
+def test_what_onnxruntime_refuses_is_not_broken(lie: np.ndarray, refused: int, tmp_path: Path) -> None:
+    """A graph that lies about the model: no point of it counts, and a larger lead is asked for, a finite one."""
     honest = Classifier.of(affine(tmp_path / "a.onnx"))
-    liar = Classifier.of(affine(tmp_path / "b.onnx", WEIGHT[[1, 2, 0, 3]]))
+    liar = Classifier.of(affine(tmp_path / "b.onnx", lie))
     model = Classifier(liar.graph, honest.session, honest.classes)
     x = 4 * np.eye(3, dtype=np.float32)
     threat = ball_threat(Fraction(1, 100), "inf", None)
@@ -226,7 +231,7 @@ def test_what_onnxruntime_refuses_is_not_broken(tmp_path: Path) -> None:
     evaluator.run()
     found = evaluator.result()
     assert found.robust_accuracy == 1
-    assert found.rows[0].refused > 0
+    assert [row.refused > 0 for row in found.rows[:refused]] == [True] * refused
     assert found.finished
 
 
