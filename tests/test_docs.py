@@ -54,12 +54,13 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An empty folder with the shipped example and a ``verifier`` command that runs this interpreter's package."""
+    """An empty folder with the shipped example, a ``verifier`` that runs this interpreter's package, and a ``python``."""
     shutil.copytree(CHECKOUT / "benchmarks" / "digits", tmp_path / "benchmarks" / "digits")
-    command = tmp_path / "bin" / "verifier"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m verifier "$@"\n', encoding="utf-8")
-    command.chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    for name, module in (("verifier", "-m verifier"), ("python", "")):
+        command = tmp_path / "bin" / name
+        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n', encoding="utf-8")
+        command.chmod(0o755)
     return tmp_path
 
 
