@@ -225,9 +225,11 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _honest(arguments: argparse.Namespace) -> str:
+    from verifier.smoothing.certify import percent
+
     return (
         "probabilistic, real arithmetic: each certificate is about the smoothed classifier and holds with a "
-        f"probability of {100 * (1 - arguments.alpha):g} %"
+        f"probability of {percent(arguments.alpha)}"
     )
 
 
@@ -243,11 +245,14 @@ def _hardness(smoothed: Smoothed, size: int) -> str:
 
 
 def _title(arguments: argparse.Namespace) -> str:
-    return f"certified accuracy, {arguments.noise} {arguments.sigma:g}, {100 * (1 - arguments.alpha):g} % each"
+    from verifier.smoothing.certify import percent
+
+    return f"certified accuracy, {arguments.noise} {arguments.sigma:g}, {percent(arguments.alpha)} each"
 
 
 def _record(arguments: argparse.Namespace, lines: list[Line], radii: Sequence[float]) -> dict[str, Any]:
     """The result as data (``report/smooth-1.schema.json``)."""
+    from verifier.smoothing.certify import confidence_of
     from verifier.smoothing.curve import ABSTAIN, certified_accuracy
 
     return {
@@ -255,7 +260,7 @@ def _record(arguments: argparse.Namespace, lines: list[Line], radii: Sequence[fl
         "verifier": __version__,
         "query": _asked(arguments),
         "guarantee": _honest(arguments),
-        "confidence": 1 - arguments.alpha,
+        "confidence": confidence_of(arguments.alpha),
         "radii": list(radii),
         "certified_accuracy": certified_accuracy(lines, radii),
         "inputs": [

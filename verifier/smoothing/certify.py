@@ -46,7 +46,7 @@ class ProbablyRobust:
             return f"abstains after {self.samples} samples"
         return (
             f"class {self.label} within {self.radius:.6g} (norm {self.norm}): probabilistic, real arithmetic, "
-            f"{100 * self.confidence:g} %, {self.samples} samples"
+            f"{percent(1 - self.confidence)}, {self.samples} samples"
         )
 
 
@@ -113,7 +113,7 @@ def certify(
     p, drawn = estimation.limit(sampler, x, guess, norm, alpha)
     radius = sampler.noise.radius(norm, len(x), p, 1 - p) if p > 0.5 else 0.0
     label = guess if radius > 0 else None
-    return ProbablyRobust(label, radius, norm, 1 - alpha, guess, p, n0 + drawn, sampler.noise.words)
+    return ProbablyRobust(label, radius, norm, confidence_of(alpha), guess, p, n0 + drawn, sampler.noise.words)
 
 
 def predict(sampler: Sampler, x: Tensor, *, n: int = 1000, alpha: float = 0.001) -> int | None:
@@ -143,6 +143,17 @@ def upper_limit(hits: int, samples: int, alpha: float) -> float:
     if hits == samples:
         return 1.0
     return min(1.0, float(beta.ppf(1 - alpha, hits + 1, samples - hits)) + _DOWN)
+
+
+def percent(alpha: float) -> str:
+    """The confidence of a level, with as many digits as it takes to be below 100 %."""
+    share = 100 * confidence_of(alpha)
+    return next(text for text in (f"{share:.{digits}g}" for digits in range(6, 18)) if float(text) < 100) + " %"
+
+
+def confidence_of(alpha: float) -> float:
+    """``1 - alpha``, below 1 however small a positive ``alpha`` is."""
+    return min(1 - alpha, math.nextafter(1, 0))
 
 
 def check(n0: int, n: int, alpha: float) -> None:

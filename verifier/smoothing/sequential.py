@@ -21,13 +21,20 @@ _STEPS = 60
 
 
 def log_evidence(hits: int, samples: int, p0: float) -> float:
-    """``log M_n(p0)`` of the module's text, for ``0 < p0 < 1``; rounding is within 1e-9 of it where it is small."""
+    """``log M_n(p0)`` of the module's text, for ``0 < p0 < 1``; it is off by at most ``rounding(samples)`` where it is
+    small."""
     misses = samples - hits
     tail = float(betaincc(hits + 1, misses + 1, p0))
     if tail <= 0:
         return -math.inf
     mixed = float(betaln(hits + 1, misses + 1)) + math.log(tail) - math.log1p(-p0)
     return mixed - hits * math.log(p0) - misses * math.log1p(-p0)
+
+
+def rounding(samples: int) -> float:
+    """What ``log_evidence`` may be off by: the logarithms that it is the difference of are as large as
+    ``n log n`` of n samples, and a few times 2^-52 of these is what the special functions miss."""
+    return 1e-9 + samples * math.log(samples + 2) * 2.0**-50
 
 
 def rejects(hits: int, samples: int, p0: float, alpha: float) -> bool:
@@ -38,7 +45,7 @@ def rejects(hits: int, samples: int, p0: float, alpha: float) -> bool:
     if p0 <= 0:
         return hits > 0
     # A ratio that exceeds its mark by rounding alone is none.
-    return log_evidence(hits, samples, p0) >= -math.log(alpha) * (1 + 1e-9) + 1e-9
+    return log_evidence(hits, samples, p0) >= -math.log(alpha) * (1 + 1e-9) + rounding(samples)
 
 
 def lower_limit(hits: int, samples: int, alpha: float) -> float:

@@ -6,17 +6,18 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import mpmath
 import numpy as np
 import pytest
 import torch
-from scipy.special import ndtr, ndtri
+from scipy.special import betaincc, ndtr, ndtri
 from scipy.stats import binom, kstest
 from torch import Tensor
 
 import verifier
 from verifier.errors import InputError
 from verifier.smoothing import sequential
-from verifier.smoothing.certify import Fixed, Sequential, certify, lower_limit, predict, upper_limit
+from verifier.smoothing.certify import Fixed, Sequential, certify, lower_limit, percent, predict, upper_limit
 from verifier.smoothing.counting import Sampler, Scores
 from verifier.smoothing.noise import (
     Cubic,
@@ -144,6 +145,32 @@ def test_sequential_limits_hold_at_all_times(p: float) -> None:
         looks = [10, 20, 40, 80, 160, 320, 640, 1280, 2000]
         wrong += any(sequential.lower_limit(int(total[n - 1]), n, alpha) > p for n in looks)
     assert wrong <= binom.ppf(0.9999, walks, alpha)
+
+
+@pytest.mark.parametrize(
+    ("hits", "samples", "alpha"), [(9165366, 17625705, 1e-6), (19071773, 19097890, 1e-6), (8961759, 17923519, 1e-9)]
+)
+def test_what_sequential_limits_refute_is_refuted_with_many_samples(hits: int, samples: int, alpha: float) -> None:
+    """In 60 digits, but for the tail (near 1 there): logarithms of this many samples have lost digits in float64."""
+    p0 = sequential.lower_limit(hits, samples, alpha)
+    assert p0 > hits / samples - 0.002
+    misses = samples - hits
+    with mpmath.workdps(60):
+        p = mpmath.mpf(p0)
+        mixed = mpmath.loggamma(hits + 1) + mpmath.loggamma(misses + 1) - mpmath.loggamma(samples + 2)
+        tail = mpmath.log(float(betaincc(hits + 1, misses + 1, p0)))
+        evidence = mixed + tail - mpmath.log1p(-p) - hits * mpmath.log(p) - misses * mpmath.log1p(-p)
+        assert evidence >= -mpmath.log(alpha)
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 1e-6, 4e-9, 1e-15, 1e-17, 1e-300])
+def test_no_confidence_is_said_to_be_certainty(alpha: float) -> None:
+    source = sampler(Gaussian(0.5), lambda x: torch.stack([torch.ones(len(x)), torch.zeros(len(x))], 1))
+    found = certify(source, torch.zeros(2, dtype=torch.float64), Fixed(2000), alpha=alpha)
+    assert found.label == 0
+    assert found.confidence < 1
+    assert "100 %" not in str(found)
+    assert float(percent(alpha).removesuffix(" %")) == pytest.approx(100 * (1 - alpha), rel=1e-7)
 
 
 def test_sequential_limits_close_in() -> None:
