@@ -83,7 +83,9 @@ class Sequential:
     first: int = 100
 
     def limit(self, sampler: Sampler, x: Tensor, label: int, norm: Norm, alpha: float) -> tuple[float, int]:
-        """See ``Estimation``; the limit holds at all looks together (``sequential``)."""
+        """See ``Estimation``; the limit holds at all looks together (``sequential``). Raises ``InputError``."""
+        if self.first < 1:
+            raise InputError(f"first={self.first}: at least one sample is drawn before the first look")
         marks = [probability_needed(sampler.noise, norm, len(x), r) for r in sorted({0.0, *self.radii})]
         hits, drawn, reached = 0, 0, 0.0
         while drawn < self.most:

@@ -255,6 +255,8 @@ def test_too_few_samples_are_refused() -> None:
     with pytest.raises(InputError, match="10 are needed at least"):
         certify(source, x, Fixed(9))
     assert certify(source, x, Fixed(10)).samples == 110
+    with pytest.raises(InputError, match="at least one sample"):
+        certify(source, x, Sequential((0.1,), first=0))
     with pytest.raises(InputError, match="alpha"):
         certify(source, x, Fixed(100), alpha=1.5)
     for make in (Gaussian, Laplace, Uniform, Cubic):
