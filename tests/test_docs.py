@@ -54,7 +54,7 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An empty folder with the shipped example, a ``verifier`` that runs this interpreter's package, and a ``python``."""
+    """An empty folder with the shipped example and the commands ``verifier`` and ``python`` of this interpreter."""
     shutil.copytree(CHECKOUT / "benchmarks" / "digits", tmp_path / "benchmarks" / "digits")
     (tmp_path / "bin").mkdir()
     for name, module in (("verifier", "-m verifier"), ("python", "")):
