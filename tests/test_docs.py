@@ -16,8 +16,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,9 +38,9 @@ class Block:
     body: str
 
 
-def blocks(page: Path) -> list[Block]:
-    """The blocks of a page that are run, in order."""
-    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
+def blocks(text: str) -> list[Block]:
+    """The blocks of a page, or of a part of one, that are run, in order."""
+    found = BLOCK.finditer(text)
     return [Block(match["kind"], match["body"]) for match in found if not match["skip"]]
 
 
@@ -91,12 +93,25 @@ def check_console(body: str, folder: Path) -> None:
         assert same(expected, done.stdout), f"$ {command}\n{done.stdout}"
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
-def test_examples_run(page: Path, folder: Path) -> None:
-    python = [block.body for block in blocks(page) if block.kind == "python"]
+def parts() -> Iterator[Any]:
+    """The pages whose examples are run: whole where there is Python, whose blocks go on with one another, else section
+    by section."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        whole = any(block.kind == "python" for block in blocks(text))
+        sections = [text] if whole else re.split(r"^(?=## )", text, flags=re.MULTILINE)
+        for section in sections:
+            if blocks(section):
+                title = "" if whole else section.partition("\n")[0].strip("# ")
+                yield pytest.param(section, id=f"{page.stem} {title}".strip())
+
+
+@pytest.mark.parametrize("text", parts())
+def test_examples_run(text: str, folder: Path) -> None:
+    python = [block.body for block in blocks(text) if block.kind == "python"]
     if python:
         check_python("\n".join(python), folder)
-    for block in blocks(page):
+    for block in blocks(text):
         if block.kind == "console":
             check_console(block.body, folder)
 
@@ -107,7 +122,7 @@ def test_blocks_that_are_not_run_say_why() -> None:
         text = page.read_text(encoding="utf-8")
         marked = len(re.findall(r"<!-- not run: [^>]*\S -->", text))
         total = len(re.findall(r"^```(?:python|console)$", text, flags=re.MULTILINE))
-        assert len(blocks(page)) == total - marked, page.name
+        assert len(blocks(text)) == total - marked, page.name
 
 
 def option_strings(parser: argparse.ArgumentParser) -> set[str]:

@@ -75,7 +75,7 @@ def test_gradients_reach_all_parameters_and_chance_comes_from_the_generator(loss
     state = torch.get_rng_state()
     value = loss(module, x, y, draw(3))
     assert value.shape == ()
-    assert float(value) == float(loss(module, x, y, draw(3)))
+    assert float(value.detach()) == float(loss(module, x, y, draw(3)).detach())
     value.backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.parameters())
     assert torch.equal(state, torch.get_rng_state())
