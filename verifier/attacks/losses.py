@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -33,10 +33,7 @@ class Margin:
     """The goal's own margin: for classes the hinge-free loss of Carlini and Wagner (S&P 2017, f6), for properties the
     largest literal of a clause."""
 
-    @property
-    def targeted(self) -> bool:
-        """False."""
-        return False
+    targeted: ClassVar[bool] = False
 
     def value(self, goal: Goal, outputs: Tensor, who: Tensor, target: Tensor | None) -> Tensor:
         """See ``Loss``."""
@@ -47,10 +44,7 @@ class Margin:
 class CrossEntropy:
     """The log-probability of the label under softmax (Goodfellow et al., ICLR 2015)."""
 
-    @property
-    def targeted(self) -> bool:
-        """False."""
-        return False
+    targeted: ClassVar[bool] = False
 
     def value(self, goal: Goal, outputs: Tensor, who: Tensor, target: Tensor | None) -> Tensor:
         """See ``Loss``."""
@@ -62,10 +56,7 @@ class Dlr:
     """Difference of logits ratio, (z_y - max_{i != y} z_i) / (z_1 - z_3) with z_1 >= z_2 >= z_3 (Croce and Hein, ICML
     2020, equation 6, negated); with two classes the numerator alone."""
 
-    @property
-    def targeted(self) -> bool:
-        """False."""
-        return False
+    targeted: ClassVar[bool] = False
 
     def value(self, goal: Goal, outputs: Tensor, who: Tensor, target: Tensor | None) -> Tensor:
         """See ``Loss``."""
@@ -81,10 +72,7 @@ class Dlr:
 class TargetedMargin:
     """The label's score less the target's (multi-targeted attack, Gowal et al., 2019)."""
 
-    @property
-    def targeted(self) -> bool:
-        """True."""
-        return True
+    targeted: ClassVar[bool] = True
 
     def value(self, goal: Goal, outputs: Tensor, who: Tensor, target: Tensor | None) -> Tensor:
         """See ``Loss``."""
@@ -98,10 +86,7 @@ class TargetedDlr:
     """(z_y - z_t) / (z_1 - (z_3 + z_4) / 2) (Croce and Hein, ICML 2020, equation 7); the numerator alone where there
     are fewer than four classes."""
 
-    @property
-    def targeted(self) -> bool:
-        """True."""
-        return True
+    targeted: ClassVar[bool] = True
 
     def value(self, goal: Goal, outputs: Tensor, who: Tensor, target: Tensor | None) -> Tensor:
         """See ``Loss``."""

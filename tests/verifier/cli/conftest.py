@@ -8,10 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from verifier import limits
 from verifier.cli import parser, verify
 from verifier.cli.session import Session
+
+
+@pytest.fixture
+def digits_file(tmp_path: Path) -> Callable[[int], Path]:
+    """A file with so many images of digits that the shipped network was not trained on, and their classes."""
+
+    def write(count: int) -> Path:
+        digits, path = load_digits(), tmp_path / "data.npz"
+        chosen = slice(1400, 1400 + count)
+        np.savez(path, x=(digits.images[chosen] / 16).astype(np.float32), y=digits.target[chosen])
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from verifier.attacks import evaluation
 from verifier.attacks.portfolio import ATTACKS
@@ -29,11 +29,8 @@ def model(checkout: Path) -> str:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> str:
-    digits = load_digits()
-    path = tmp_path / "data.npz"
-    np.savez(path, x=(digits.images[1400 : 1400 + COUNT] / 16).astype(np.float32), y=digits.target[1400 : 1400 + COUNT])
-    return str(path)
+def data(digits_file: Callable[[int], Path]) -> str:
+    return str(digits_file(COUNT))
 
 
 def call(arguments: list[str], capsys: Capture) -> tuple[int, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from verifier.cli import INTERRUPTED, main
 from verifier.smoothing import certify, curve
@@ -21,10 +21,8 @@ COUNT = 6
 
 
 @pytest.fixture
-def asked(checkout: Path, tmp_path: Path) -> list[str]:
-    digits = load_digits()
-    path = tmp_path / "data.npz"
-    np.savez(path, x=(digits.images[1400 : 1400 + COUNT] / 16).astype(np.float32), y=digits.target[1400 : 1400 + COUNT])
+def asked(checkout: Path, digits_file: Callable[[int], Path]) -> list[str]:
+    path = digits_file(COUNT)
     model = str(checkout / "benchmarks" / "digits" / "digits.onnx")
     return ["smooth", model, "--data", str(path), "--sigma", "0.25", "--n", "1000"]
 
