@@ -139,6 +139,6 @@ def _part(graph: Graph, start: int, end: int) -> Graph:
 
 def _below(radius: float, stretch: float) -> float:
     """At most ``radius / stretch``."""
-    if radius <= 0:
+    if not radius > 0 or math.isinf(stretch):
         return 0.0
     return math.inf if stretch == 0 else math.nextafter(radius / stretch, 0.0)

@@ -41,7 +41,7 @@ MOST_WORK = 1e12
 MOST_ENTRIES = 1 << 26
 """Elements other than 0 of a matrix that is held (1 GB); of others only sums are."""
 
-_ELEMENTS = 1 << 23
+_ELEMENTS = 1 << 20
 """Of the values of all nodes, of the unit vectors that are evaluated at once."""
 
 _UNIT_VECTOR = 2.0**32

@@ -305,6 +305,9 @@ def test_the_best_norm_of_the_noise_is_taken() -> None:
     assert layer.radius("2", {"1": 1.0, "2": 1.0}) == pytest.approx(1 / 3)
     assert layer.radius("2", {"1": 2.0, "2": 1.0}) == pytest.approx(2 / layer.sensitivity("2", "1"))
     assert layer.radius("2", {}) == layer.radius("2", {"2": 0.0}) == layer.radius("2", {"2": -1.0}) == 0
+    huge = noise_layer(linear(np.array([[1e308, 1e308], [1e308, 0.0]])), torch.float64)
+    assert huge.sensitivity("1", "1") == math.inf
+    assert huge.radius("1", {"1": math.inf}) == huge.radius("1", {"1": math.nan}) == 0
     assert noise_layer(linear(np.zeros((2, 2)))).radius("1", {"inf": 1e-3}) > 1e15
 
 
