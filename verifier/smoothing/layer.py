@@ -2,8 +2,7 @@
 
 For f(x) = after(W x + b) the smoothed classifier gives x the class that ``after(W x + b + noise)`` has most often. A
 change of x by r in the norm p moves what the noise is added to by at most ``Delta_{p,q} r`` in the norm q, so that a
-radius R certified for that vector in the norm q is one of ``R / Delta_{p,q}`` for x. The noise hits m values in place
-of n: convolutions that sharpen, or shrink, make the noise cheaper there than at the input.
+radius R certified for that vector in the norm q is one of ``R / Delta_{p,q}`` for x.
 """
 
 from __future__ import annotations
