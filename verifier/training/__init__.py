@@ -13,7 +13,7 @@ to its end. Nothing global is changed: all chance comes from generators that are
 from __future__ import annotations
 
 from verifier.training.adversary import Adversary
-from verifier.training.certified import Certified, IntervalCrown, ramp
+from verifier.training.certified import Certified, Expressive, IntervalCrown, ramp
 from verifier.training.loop import Epoch, Settings, accuracy, epochs, initialise, train
 from verifier.training.losses import Adversarial, CrossEntropy, Loss, Plain, Scheduled, SmoothAdversarial, Trades
 from verifier.training.mahalanobis import CentreLoss, centres, with_centres
@@ -26,6 +26,7 @@ __all__ = [
     "Certified",
     "CrossEntropy",
     "Epoch",
+    "Expressive",
     "IntervalCrown",
     "Loss",
     "Plain",

@@ -18,6 +18,7 @@ from verifier.training import (
     CentreLoss,
     Certified,
     CrossEntropy,
+    Expressive,
     Loss,
     Plain,
     Settings,
@@ -186,6 +187,48 @@ def test_certified_losses_are_never_below_the_worst_point(share: float) -> None:
         assert bool((certified >= worst - 1e-5).all())
 
 
+def test_expressive_losses_lie_between_an_adversary_and_a_bound() -> None:
+    """Their value is the definition's; at the ends they are one of the two alone, and what they hold of the certified
+    one bounds the loss at all points of the box."""
+    module, (x, y) = small(), batch()
+    adversarial, certified = Adversarial(Adversary(0.1)), Certified.of(module, x[:1], 0.1, kappa=0.0)
+
+    def value(weight: float) -> float:
+        return float(Expressive(adversarial, certified, weight)(module, x, y, draw()))
+
+    below, above = float(adversarial(module, x, y, draw())), float(certified(module, x, y, draw()))
+    assert below < above - 0.01
+    assert (value(0.0), value(1.0)) == (below, above)
+    assert value(0.25) == pytest.approx(0.75 * below + 0.25 * above, rel=1e-6)
+    points = x + 0.1 * (2 * torch.rand(2000, *x.shape, generator=draw(2)) - 1).sign()
+    worst = CrossEntropy()(module(points.flatten(0, 1)), y.repeat(2000)).reshape(2000, -1).amax(0).mean()
+    assert (value(0.4) - 0.6 * below) / 0.4 >= float(worst) - 1e-5
+
+
+def test_gradients_of_expressive_losses_are_those_of_both_parts() -> None:
+    module, (x, y) = small(), batch()
+    adversarial, certified = Adversarial(Adversary(0.1)), Certified.of(module, x[:1], 0.1, kappa=0.0)
+    parameters = list(module.parameters())
+    one, other, both = (
+        torch.autograd.grad(loss(module, x, y, draw()), parameters)
+        for loss in (adversarial, certified, Expressive(adversarial, certified, 0.3))
+    )
+    for first, second, found in zip(one, other, both, strict=True):
+        assert float((first - second).abs().max()) > 1e-3
+        torch.testing.assert_close(found, 0.7 * first + 0.3 * second, rtol=1e-4, atol=1e-6)
+
+
+def test_ramps_of_expressive_losses_let_the_certified_part_grow() -> None:
+    module, (x, _) = small(), batch()
+    adversarial = Adversarial(Adversary(0.2))
+    scheduled = ramp(Expressive(adversarial, Certified.of(module, x[:1], 0.2, kappa=0.0), 0.3), 0.2, 0.7)
+    for done, epsilon, kappa in ((0.1, 0.0, 1.0), (0.45, 0.1, 0.5), (0.9, 0.2, 0.0)):
+        now = scheduled.at(done)
+        assert isinstance(now, Expressive)
+        assert (now.weight, now.adversarial) == (0.3, adversarial)
+        assert (now.certified.epsilon, now.certified.kappa) == (pytest.approx(epsilon), pytest.approx(kappa))
+
+
 def test_margins_are_those_of_the_bounds() -> None:
     """Class by class as ``compute_bounds`` gives them; linear bounds are tighter than intervals, at most CROWN's."""
     module, (x, y) = small(), batch()
@@ -281,5 +324,7 @@ def test_errors_say_what_to_do() -> None:
         CentreLoss(centres(3, 4))(module(x), y)
     with pytest.raises(InputError, match="kappa"):
         replace(Certified.of(module, x[:1], 0.1), kappa=2.0)
+    with pytest.raises(InputError, match="weight"):
+        Expressive(Plain(), Certified.of(module, x[:1], 0.1), 1.5)
     with pytest.raises(InputError, match="begin < end"):
         ramp(Certified.of(module, x[:1], 0.1), 0.5, 0.5)
