@@ -17,7 +17,9 @@ from verifier.training import (
     Adversarial,
     Adversary,
     CentreLoss,
+    Certified,
     Epoch,
+    Expressive,
     Loss,
     Plain,
     Scheduled,
@@ -27,6 +29,7 @@ from verifier.training import (
     epochs,
     export,
     initialise,
+    ramp,
     train,
     with_centres,
 )
@@ -130,6 +133,29 @@ def test_errors_say_what_is_wrong_with_data() -> None:
         Settings(rate=0.0)
 
 
+def test_what_is_trained_for_a_box_is_proven(tmp_path: Path) -> None:
+    """One feature tells the classes by 1, twenty by 0.15: together these are better, and worth nothing within 0.3
+    (Tsipras et al., ICLR 2019). Natural training rests on them."""
+    draw, y = torch.Generator().manual_seed(0), torch.arange(200) % 2
+    side = (2 * y - 1).unsqueeze(1)
+    strong = 1 - 2 * (torch.rand(200, 1, generator=draw) < 0.05).float()
+    x = side * torch.cat([strong, 0.15 + 0.1 * torch.randn(200, 20, generator=draw)], 1)
+    path, found = tmp_path / "model.onnx", []
+    for both in (False, True):
+        module = nn.Sequential(nn.Linear(21, 16), nn.ReLU(), nn.Linear(16, 2))
+        initialise(module)
+        loss: Loss | Scheduled = Plain()
+        if both:
+            certified = Certified.of(module, x[:1], 0.3, kappa=0.0)
+            loss = ramp(Expressive(Adversarial(Adversary(0.3, 3)), certified, 0.2))
+        train(module, x, y, loss, Settings(epochs=20, batch=50, rate=0.02))
+        export(module, path, (21,))
+        assert accuracy(module, x, y) > 0.9
+        queries = [verifier.robustness(path, x[k].numpy(), "0.3", label=int(y[k])) for k in range(2)]
+        found.append([verifier.verify(query).word for query in queries])
+    assert found == [["sat", "sat"], ["unsat", "unsat"]]
+
+
 def everything() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, stride=2, padding=(1, 0)), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2, 1, padding=1),
@@ -144,7 +170,23 @@ def dense() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(128, 5), nn.ReLU(), nn.Linear(5, 3)).double()
 
 
-@pytest.mark.parametrize("make", [everything, dense])
+def lenet() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def pooled() -> nn.Sequential:
+    """Edges that count or not, holes, and a mean over each channel."""
+    return nn.Sequential(
+        nn.Conv2d(2, 4, (3, 2), stride=(1, 2), dilation=2, padding=(2, 1)), nn.BatchNorm2d(4, eps=1e-2), nn.Tanh(),
+        nn.AvgPool2d((3, 2), stride=2, padding=1, count_include_pad=False), nn.Conv2d(4, 4, 1), nn.Sigmoid(),
+        nn.AvgPool2d((4, 2)), nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [everything, dense, lenet, pooled])
 def test_what_is_exported_agrees(make: Callable[[], nn.Sequential], tmp_path: Path) -> None:
     draw, module = torch.Generator().manual_seed(0), make()
     dtype = next(module.parameters()).dtype
