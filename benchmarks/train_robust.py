@@ -7,9 +7,9 @@ convolutions, two linear layers), the seeds 0, 1 and 2, means over them and the 
    samples): natural training, Gaussian noise (Cohen et al.), SmoothAdv (Salman et al.).
 2. Accuracy under the ensemble of ``verifier.robust_accuracy``, norm inf: natural, adversarial training (Madry et al.)
    and TRADES (Zhang et al.) for the same radius.
-3. What ``verifier.verify`` proves of networks from certified training (IBP, CROWN-IBP, MTL-IBP), and of others, norm
-   inf, at the radius that they were trained for, one grey level of the 16: the share of all test images, those of the
-   wrong class among the failures.
+3. What ``verifier.verify`` proves of networks from adversarial and from certified training (IBP, CROWN-IBP, MTL-IBP),
+   norm inf, at the radius that they were trained for, one grey level of the 16: the share of all test images, those of
+   the wrong class among the failures.
 
 ``python -m benchmarks.train_robust`` prints all three, two processes at a time; ``--parts 2``, ``--seeds 0`` make less
 of it. What each step took stands on stderr. Same seeds, versions and machine, same tables (but for what ``verify`` does
@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -64,8 +65,6 @@ PIXELS = (0.0, 1.0)
 
 Make = Callable[[nn.Module, Tensor], Loss | Scheduled]
 """The loss for a module, given one input."""
-Rows = dict[str, list[float]]
-"""By the way of training, what was measured."""
 
 
 def data() -> tuple[Tensor, Tensor]:
@@ -80,33 +79,6 @@ def network() -> nn.Sequential:
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
         nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10),
     )  # fmt: skip
-
-
-def trained(make: Make, seed: int, settings: Settings) -> nn.Sequential:
-    """The network after training on the first images."""
-    images, labels = data()
-    module = network()
-    initialise(module, seed)
-    train(module, images[:TRAINED_ON], labels[:TRAINED_ON], make(module, images[:1]), settings)
-    return module.eval()
-
-
-def rows(
-    losses: dict[str, Make], settings: Settings, measure: Callable[[nn.Module, Tensor, Tensor], list[float]]
-) -> Rows:
-    """Train with each loss, and measure on the last images."""
-    images, labels = data()
-    found = {}
-    for name, make in losses.items():
-        started = time.process_time()
-        module = trained(make, settings.seed, settings)
-        between = time.process_time()
-        found[name] = measure(module, images[TRAINED_ON:], labels[TRAINED_ON:])
-        print(
-            f"  {name}, seed {settings.seed}: trained in {between - started:.1f} s, "
-            f"measured in {time.process_time() - between:.1f} s: {found[name]}", file=sys.stderr,
-        )  # fmt: skip
-    return found
 
 
 def smoothed(module: nn.Module, images: Tensor, labels: Tensor) -> list[float]:
@@ -148,28 +120,55 @@ def proven(module: nn.Module, images: Tensor, labels: Tensor) -> list[float]:
     return [accuracy(module, images, labels), alone, *(words.count(w) / len(words) for w in ("unsat", "sat"))]
 
 
-def smoothing(seed: int) -> Rows:
-    """Of the first table."""
+@dataclass(frozen=True)
+class Part:
+    """One table: a row for each of ``losses``, trained as ``settings`` say (with the seed of the row), and a column for
+    each of what ``measure`` gives."""
+
+    heads: list[str]
+    losses: dict[str, Make]
+    settings: Settings
+    measure: Callable[[nn.Module, Tensor, Tensor], list[float]]
+
+    def row(self, name: str, seed: int) -> list[float]:
+        """Train on the first images, measure on the last."""
+        images, labels = data()
+        module, settings = network(), replace(self.settings, seed=seed)
+        initialise(module, seed)
+        started = time.process_time()
+        loss = self.losses[name](module, images[:1])
+        train(module, images[:TRAINED_ON], labels[:TRAINED_ON], loss, settings)
+        between = time.process_time()
+        found = self.measure(module.eval(), images[TRAINED_ON:], labels[TRAINED_ON:])
+        took = f"trained in {between - started:.1f} s, measured in {time.process_time() - between:.1f} s"
+        print(f"  {name}, seed {seed}: {took}: {[round(v, 4) for v in found]}", file=sys.stderr)
+        return found
+
+
+def smoothing() -> Part:
+    """The first table."""
     losses: dict[str, Loss] = {
         "natural": Plain(),
         "Gaussian": Plain(SIGMA),
         "SmoothAdv": SmoothAdversarial(SIGMA, Adversary(0.25, 4, "2"), samples=2),
     }
-    return rows(_always(losses), Settings(epochs=60, batch=100, rate=2e-3, seed=seed), smoothed)
+    heads = ["accuracy %", *(f"certified at {r:g}" for r in RADII)]
+    return Part(heads, _always(losses), Settings(epochs=60, batch=100, rate=2e-3), smoothed)
 
 
-def robustness(seed: int) -> Rows:
-    """Of the second table."""
+def robustness() -> Part:
+    """The second table."""
     losses: dict[str, Loss] = {
         "natural": Plain(),
         "adversarial training": Adversarial(Adversary(EPSILON, 10, within=PIXELS)),
         "TRADES, beta 6": Trades(Adversary(EPSILON, 10, within=PIXELS, start=0.1), 6.0),
     }
-    return rows(_always(losses), Settings(epochs=25, batch=100, rate=2e-3, seed=seed), attacked)
+    heads = ["accuracy %", f"under attack, {EPSILON:g}"]
+    return Part(heads, _always(losses), Settings(epochs=25, batch=100, rate=2e-3), attacked)
 
 
-def certified(seed: int) -> Rows:
-    """Of the third table."""
+def certified() -> Part:
+    """The third table."""
     adversarial = Adversarial(Adversary(CERTIFIED, 4, within=PIXELS))
 
     def make(share: float) -> Make:
@@ -178,9 +177,10 @@ def certified(seed: int) -> Rows:
     def mixed(module: nn.Module, x: Tensor) -> Scheduled:
         return ramp(Expressive(adversarial, Certified.of(module, x, CERTIFIED, PIXELS, kappa=0.0)))
 
-    losses = _always({"natural": Plain(), "adversarial training": adversarial})
+    losses = _always({"adversarial training": adversarial})
     losses |= {"IBP": make(0.0), "CROWN-IBP": make(1.0), "MTL-IBP, weight 0.1": mixed}
-    return rows(losses, Settings(epochs=60, batch=100, rate=8e-3, seed=seed), proven)
+    heads = ["accuracy %", "by intervals", f"proven, {CERTIFIED:g}", "counterexample"]
+    return Part(heads, losses, Settings(epochs=60, batch=100, rate=8e-3), proven)
 
 
 def _always(losses: dict[str, Loss]) -> dict[str, Make]:
@@ -188,26 +188,13 @@ def _always(losses: dict[str, Loss]) -> dict[str, Make]:
     return {name: lambda *_, loss=loss: loss for name, loss in losses.items()}
 
 
-PARTS: dict[int, tuple[list[str], Callable[[int], Rows]]] = {
-    1: (["accuracy %", *(f"certified at {r:g}" for r in RADII)], smoothing),
-    2: (["accuracy %", f"under attack, {EPSILON:g}"], robustness),
-    3: (["accuracy %", "by intervals", f"proven, {CERTIFIED:g}", "counterexample"], certified),
-}
+PARTS = {1: smoothing, 2: robustness, 3: certified}
 
 
-def run(part: int, seed: int) -> Rows:
+def row(part: int, name: str, seed: int) -> list[float]:
     """What a process does."""
     torch.set_num_threads(1)
-    return PARTS[part][1](seed)
-
-
-def table(heads: list[str], found: list[Rows]) -> None:
-    """One row a way of training, one column a measure, in percent; ``found`` by seed."""
-    print(f"\n| training | {' | '.join(heads)} |\n| --- |{' ---: |' * len(heads)}")
-    for name in found[0]:
-        columns = zip(*(one[name] for one in found), strict=True)
-        cells = [f"{100 * mean(c):.1f} ({100 * min(c):.1f} to {100 * max(c):.1f})" for c in columns]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    return PARTS[part]().row(name, seed)
 
 
 def main() -> None:
@@ -218,10 +205,16 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="at a time (default: 2)")
     given = parser.parse_args()
     started = time.monotonic()
+    tasks = [(part, name, seed) for part in given.parts for name in PARTS[part]().losses for seed in given.seeds]
     with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool:
-        jobs = {(part, seed): pool.submit(run, part, seed) for part in given.parts for seed in given.seeds}
+        found = {task: pool.submit(row, *task) for task in reversed(tasks)}  # the long ones first
         for part in given.parts:
-            table(PARTS[part][0], [jobs[part, seed].result() for seed in given.seeds])
+            table = PARTS[part]()
+            print(f"\n| training | {' | '.join(table.heads)} |\n| --- |{' ---: |' * len(table.heads)}")
+            for name in table.losses:
+                columns = zip(*(found[part, name, seed].result() for seed in given.seeds), strict=True)
+                cells = [f"{100 * mean(c):.1f} ({100 * min(c):.1f} to {100 * max(c):.1f})" for c in columns]
+                print(f"| {name} | {' | '.join(cells)} |", flush=True)
     used = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     print(f"  {time.monotonic() - started:.0f} s, {used:.0f} s of processor time", file=sys.stderr)
 
