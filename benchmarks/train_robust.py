@@ -36,9 +36,7 @@ from torch import Tensor, nn
 
 import verifier
 from bounds import Box, Interval, compute_bounds, margins, trace
-from verifier.smoothing.certify import Sequential, certify
-from verifier.smoothing.counting import Sampler
-from verifier.smoothing.noise import Gaussian
+from verifier.smoothing import Sequential, smooth
 from verifier.training import (
     Adversarial,
     Adversary,
@@ -83,13 +81,8 @@ def network() -> nn.Sequential:
 
 def smoothed(module: nn.Module, images: Tensor, labels: Tensor) -> list[float]:
     """The accuracy without noise, and the certified one at each of ``RADII``."""
-    source = Sampler(
-        lambda x: module(x.reshape(-1, 1, 8, 8)), 10, Gaussian(SIGMA), 1000, torch.Generator().manual_seed(0)
-    )
-    reached = []
-    for image, label in zip(images, labels.tolist(), strict=True):
-        found = certify(source, image.flatten(), Sequential(RADII, 10_000))
-        reached.append(found.radius if found.label == label else -1.0)
+    found = smooth(module, SIGMA, shape=images.shape[1:]).certify(images, Sequential(RADII, 10_000))
+    reached = [one.radius if one.label == label else -1.0 for one, label in zip(found, labels.tolist(), strict=True)]
     return [accuracy(module, images, labels), *(mean(r >= radius for r in reached) for radius in RADII)]
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from verifier.radii import RadiusBracket
     from verifier.ranges import output_range
     from verifier.regions import robustness
+    from verifier.smoothing.certificates import ProbablyRobust
+    from verifier.smoothing.smoothed import smooth
     from verifier.verdict import Counterexample, Progress, TimedOut, Unknown, Verdict, Verified, Violated
 
 __version__ = "0.1.0"
@@ -37,6 +39,7 @@ __all__ = [
     "ExactRange",
     "InputError",
     "InternalError",
+    "ProbablyRobust",
     "Progress",
     "Query",
     "RadiusBracket",
@@ -59,6 +62,7 @@ __all__ = [
     "robust_accuracy",
     "robustness",
     "sensitivity",
+    "smooth",
     "verify",
 ]
 
@@ -76,6 +80,8 @@ _HOMES = (
     ("verifier.radii", ("RadiusBracket",)),
     ("verifier.ranges", ("output_range",)),
     ("verifier.regions", ("robustness",)),
+    ("verifier.smoothing.certificates", ("ProbablyRobust",)),
+    ("verifier.smoothing.smoothed", ("smooth",)),
     (
         "verifier.verdict",
         ("Counterexample", "Progress", "TimedOut", "Unknown", "Verdict", "Verified", "Violated"),

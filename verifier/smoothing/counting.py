@@ -1,8 +1,9 @@
-"""How often a base classifier gives each class under noise: drawn and counted on the device, batch by batch."""
+"""How often a base classifier gives each class under noise: drawn, evaluated and counted on the device, batch by
+batch, and a batch may hold the samples of several inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,30 +15,63 @@ Scores = Callable[[Tensor], Tensor]
 """A base classifier: outputs ``[P, classes]`` at flat points ``[P, n]``."""
 
 
+BLOCK = 128
+"""Points of a batch at least."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stream:
+    """The samples of one input: where the noise is added, ``x`` ``[n]``, and its own source of chance, so that they do
+    not depend on what else is sampled."""
+
+    x: Tensor
+    draw: torch.Generator
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampler:
-    """Draws from a base classifier around inputs: ``classes`` of it, ``rows`` points in an evaluation, of type
-    ``dtype``; ``draw`` is the source of all noise, on the device of the points."""
+    """Draws from a base classifier of ``classes`` classes, ``rows`` points of type ``dtype`` in an evaluation; as many
+    as ``BLOCK`` are drawn and counted together, since for a few these cost more than a small network."""
 
     scores: Scores
     classes: int
     noise: Noise
     rows: int
-    draw: torch.Generator
     dtype: torch.dtype = torch.float32
 
-    def counts(self, x: Tensor, samples: int) -> Tensor:
-        """``[classes + 1]`` int64 on the device: how many of ``samples`` noisy copies of ``x`` ``[n]`` are of each
-        class; those whose scores are not all finite are counted last, and are of no class."""
-        total = torch.zeros(self.classes + 1, dtype=torch.int64, device=self.draw.device)
-        left, ones = samples, torch.ones(1, dtype=torch.int64, device=self.draw.device)
-        with torch.inference_mode():
-            while left:
-                count = min(left, self.rows)
-                points = self.noise.draw(count, len(x), self.draw, self.dtype).add_(x)
-                scores = self.scores(points)
-                chosen = scores.argmax(1)
-                chosen = torch.where(scores.sum(1).isfinite(), chosen, self.classes)
-                total.scatter_add_(0, chosen, ones.expand(count))
-                left -= count
+    @property
+    def block(self) -> int:
+        """The most points of a batch."""
+        return self.rows * max(1, BLOCK // self.rows)
+
+    def counts(self, stream: Stream, samples: int) -> Tensor:
+        """``[classes + 1]`` int64 on the device: how many of the next ``samples`` noisy copies are of each class;
+        those whose scores are not all finite are counted last, and are of no class."""
+        total = torch.zeros(self.classes + 1, dtype=torch.int64, device=stream.x.device)
+        while samples > 0:
+            count = min(samples, self.block)
+            total += self.batch([(stream, count)])[0]
+            samples -= count
         return total
+
+    def batch(self, parts: Sequence[tuple[Stream, int]]) -> Tensor:
+        """``[parts, classes + 1]``: the counts of several streams; the parts are ``block`` at most in all."""
+        with torch.inference_mode():
+            noisy = [
+                self.noise.draw(count, len(stream.x), stream.draw, self.dtype).add_(stream.x) for stream, count in parts
+            ]
+            points = noisy[0] if len(noisy) == 1 else torch.cat(noisy)
+            scores = (
+                self.scores(points)
+                if len(points) <= self.rows
+                else torch.cat([self.scores(part) for part in points.split(self.rows)])
+            )
+            chosen = torch.where(scores.sum(1).isfinite(), scores.argmax(1), self.classes)
+            device, width = chosen.device, self.classes + 1
+            if len(parts) > 1:
+                many = torch.tensor([count for _, count in parts], device=device)
+                chosen += (
+                    torch.arange(len(parts), device=device).repeat_interleave(many, output_size=len(chosen)) * width
+                )
+            total = torch.zeros(len(parts) * width, dtype=torch.int64, device=device)
+            return total.scatter_add_(0, chosen, torch.ones_like(chosen)).reshape(len(parts), width)

@@ -33,7 +33,7 @@ class Line:
     @property
     def text(self) -> str:
         """As the log has it; the radius is rounded down."""
-        radius = Context(prec=9, rounding=ROUND_FLOOR).create_decimal(Decimal(self.radius))
+        radius = Context(prec=9, rounding=ROUND_FLOOR).create_decimal(Decimal(repr(self.radius)))
         return f"{self.number}\t{self.label}\t{self.predict}\t{radius:f}\t{int(self.correct)}\t{self.seconds:.3f}"
 
 

@@ -14,10 +14,9 @@ the paper).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,11 +24,8 @@ from torch import Tensor
 
 from verifier.errors import InputError
 from verifier.examples import fit_examples
-from verifier.smoothing.counting import Scores
+from verifier.smoothing.base import Base, Model, Way, base
 from verifier.smoothing.noise import Norm
-
-if TYPE_CHECKING:
-    from verifier.smoothing.smoothed import Smoothed
 
 _ROUNDING = 2.0**-23
 """How far from the grid an input may be: what scaling to [0, 1] in float32 is off by."""
@@ -73,29 +69,35 @@ class Derandomised:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Splitting:
-    """A base classifier of ``size`` elements and ``classes``, smoothed with ``cells`` places of the thresholds, which
-    ``seed`` shifts against each other; its width is ``cells / (2 levels)``. It is evaluated at ``rows`` points of type
-    ``dtype`` at once on the ``device``. Raises ``InputError`` for numbers that make no sense."""
+    """A base classifier smoothed with ``cells`` places of the thresholds, which ``seed`` shifts against each other; its
+    width is ``cells / (2 levels)``. Raises ``InputError`` for numbers that make no sense."""
 
-    scores: Scores
-    classes: int
-    size: int
+    base: Base
     cells: int
     levels: int = 255
     seed: int = 0
-    rows: int = 1000
-    dtype: torch.dtype = torch.float32
-    device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
-        if min(self.cells, self.rows) < 1 or not 1 <= self.levels <= _MOST_LEVELS:
+        if min(self.cells, self.base.rows) < 1 or not 1 <= self.levels <= _MOST_LEVELS:
             raise InputError(
-                f"cells={self.cells}, rows={self.rows}, levels={self.levels}: at least one each is needed, and at most "
-                f"{_MOST_LEVELS} levels; image files have 255 above 0"
+                f"cells={self.cells}, rows={self.base.rows}, levels={self.levels}: at least one each is needed, and at "
+                f"most {_MOST_LEVELS} levels; image files have 255 above 0"
             )
 
-    def certify(self, x: np.ndarray | Tensor) -> Derandomised:
-        """The class at ``x`` ``[size]`` and the steps that it holds for. The class has the most points, at ties the
+    @property
+    def words(self) -> str:
+        """The noise, as logs say it."""
+        return f"splitting width={self.cells}/{2 * self.levels}"
+
+    def certify(self, x: np.ndarray | Tensor) -> tuple[Derandomised, ...]:
+        """A certificate for each input of ``x`` ``[N, *input shape]`` (or flat). Raises ``InputError`` for inputs off
+        the grid."""
+        given = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
+        wide = np.float64 if self.base.dtype == torch.float64 else np.float32
+        return tuple(self.certified(row) for row in fit_examples(given, None, self.base.shape, wide).x)
+
+    def certified(self, x: np.ndarray | Tensor) -> Derandomised:
+        """The class at one flat ``x`` ``[size]`` and the steps that it holds for. It has the most points, at ties the
         lowest index. It stays the class D steps away if its lead over each class of higher index is at least ``2 D``,
         over each of lower index above ``2 D``: a radius of width times the difference of the shares, in whole steps.
 
@@ -113,11 +115,11 @@ class Splitting:
     def counts(self, x: np.ndarray | Tensor) -> tuple[int, ...]:
         """Of the ``cells`` points, how many are of each class; those whose scores are not all finite are of none.
         Raises ``InputError`` for inputs off the grid."""
-        total = torch.zeros(self.classes + 1, dtype=torch.int64, device=self.device)
+        total = torch.zeros(self.base.classes + 1, dtype=torch.int64, device=self.base.device)
         with torch.inference_mode():
             for points in self.points(x):
-                scores = self.scores(points)
-                chosen = torch.where(scores.sum(1).isfinite(), scores.argmax(1), self.classes)
+                scores = self.base.scores(points)
+                chosen = torch.where(scores.sum(1).isfinite(), scores.argmax(1), self.base.classes)
                 total.scatter_add_(0, chosen, torch.ones_like(chosen))
         return tuple(total.tolist()[:-1])
 
@@ -125,35 +127,36 @@ class Splitting:
         """What ``x`` becomes, ``[rows, size]``, in the order of s. A grid value k stands in a cell whose upper
         threshold is ``w + 1/2``, w being the first from k that is ``s + v`` modulo ``cells``; it becomes the middle of
         ``[w + 1/2 - cells, w + 1/2]``, cut to [0, levels], rounded once."""
-        whole = _on_grid(x, self.size, self.levels)
+        size = math.prod(self.base.shape)
+        whole = _on_grid(x, size, self.levels)
         draw = torch.Generator().manual_seed(self.seed % 2**63)
-        starts = (torch.randint(self.cells, (self.size,), generator=draw) - whole).int().to(self.device)
-        whole = whole.int().to(self.device)
+        starts = (torch.randint(self.cells, (size,), generator=draw) - whole).int().to(self.base.device)
+        whole = whole.int().to(self.base.device)
         last = 2 * torch.arange(self.levels + self.cells) + 1  # w + 1/2, in halves of a step
         middles = last.clamp(max=2 * self.levels) + (last - 2 * self.cells).clamp(min=0)  # in quarters of one
         # In float64 first: quotients of such small numbers are never as near to a tie of float32 as that is off.
-        table = (middles.double() / (4 * self.levels)).to(self.device, self.dtype)
-        for start in range(0, self.cells, self.rows):
-            s = torch.arange(start, min(start + self.rows, self.cells), dtype=torch.int32, device=self.device)
+        table = (middles.double() / (4 * self.levels)).to(self.base.device, self.base.dtype)
+        for start in range(0, self.cells, self.base.rows):
+            s = torch.arange(start, min(start + self.base.rows, self.cells), dtype=torch.int32, device=self.base.device)
             w = (s[:, None] + starts).remainder_(self.cells).add_(whole)
             yield table.index_select(0, w.flatten()).view(len(s), -1)
 
 
-def derandomised(
-    smoothed: Smoothed, x: np.ndarray | Tensor, width: float | Fraction, *, levels: int = 255, seed: int = 0
-) -> tuple[Derandomised, ...]:
-    """A certificate for each input of ``x`` ``[N, *input shape]`` (or flat) for the base classifier of ``smoothed``
-    under splitting noise, in place of the noise that it has. ``width`` becomes the nearest possible (at least half a
-    grid step): the results say which. Raises ``InputError`` as ``Splitting`` and its ``certify`` do."""
+def derandomise(
+    model: Model,
+    width: float | Fraction,
+    *,
+    levels: int = 255,
+    seed: int = 0,
+    shape: Sequence[int] | None = None,
+    way: Way = Way(),  # noqa: B008 - a frozen value
+) -> Splitting:
+    """The classifier ``model`` smoothed with splitting noise; the other arguments are those of ``smooth``. ``width``
+    becomes the nearest possible (at least half a grid step): the results say which. Raises ``InputError`` and
+    ``UnsupportedError``."""
     if not 0 < width < math.inf:
         raise InputError(f"width: {width} is not a positive number")
-    given = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
-    wide = np.float64 if smoothed.dtype == torch.float64 else np.float32
-    inputs = fit_examples(given, None, smoothed.shape, wide).x
-    cells = max(1, round(2 * Fraction(width) * levels))
-    base = (smoothed.scores, smoothed.classes, inputs.shape[1])
-    known = Splitting(*base, cells, levels, seed, smoothed.rows, smoothed.dtype, smoothed.device)
-    return tuple(known.certify(row) for row in inputs)
+    return Splitting(base(model, shape, way), max(1, round(2 * Fraction(width) * levels)), levels, seed)
 
 
 def _on_grid(x: np.ndarray | Tensor, size: int, levels: int) -> Tensor:

@@ -18,7 +18,6 @@ from bounds.ops.affine import Affine
 from verifier.attacks.oracle import GraphOracle
 from verifier.errors import UnsupportedError
 from verifier.smoothing.counting import Scores
-from verifier.smoothing.noise import Norm
 from verifier.smoothing.sensitivity import Norms, sensitivities
 
 
@@ -34,15 +33,6 @@ class NoiseLayer:
     rows: int
     name: str
     sensitivities: Mapping[Norms, float]
-
-    def sensitivity(self, norm: Norm, noise_norm: Norm) -> float:
-        """``Delta_{p,q}``: ``|before(x) - before(y)|_q <= Delta_{p,q} |x - y|_p`` in real arithmetic."""
-        return self.sensitivities[norm, noise_norm]
-
-    def radius(self, norm: Norm, certified: Mapping[Norm, float]) -> float:
-        """A radius in the norm of the input, rounded down, from radii ``certified`` for the ``size`` values under the
-        noise, by norm: the largest of ``certified[q] / Delta_{norm,q}``; inf where the input does not matter."""
-        return max((_below(r, self.sensitivities[norm, q]) for q, r in certified.items()), default=0.0)
 
 
 def noise_layer(graph: Graph, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> NoiseLayer:
@@ -134,10 +124,3 @@ def _part(graph: Graph, start: int, end: int) -> Graph:
         else:
             ids[index] = build.add(node.op, *(ids[i] for i in node.inputs), name=node.name)
     return build.finish((ids[end],))
-
-
-def _below(radius: float, stretch: float) -> float:
-    """At most ``radius / stretch``."""
-    if not radius > 0 or math.isinf(stretch):
-        return 0.0
-    return math.inf if stretch == 0 else math.nextafter(radius / stretch, 0.0)

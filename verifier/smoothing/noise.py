@@ -1,27 +1,28 @@
-"""Noise that classifiers are smoothed with, and the radius that probabilities under it certify.
+"""Noise that classifiers are smoothed with: what it is, how it is drawn, and what shifts of it can do.
 
 The smoothed classifier g(x) is the class that the base classifier gives ``x + noise`` most often. Where its class A has
-a probability of at least ``p`` and every other at most ``q``, no change of x by less than the radius makes another
-class the most probable, for whatever base classifier. Without ``q`` it is 1 - p. The radii are closed forms; each is
-rounded down by more than its evaluation can be off.
+a probability of at least ``p`` and every other at most ``q``, no change of x by less than ``shift(norm, size).radius(p,
+q)`` makes another class the most probable, for whatever base classifier. Here are distributions with independent
+elements; ``radial`` has those of spheres and cubes.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from scipy.special import ndtri
+from scipy.special import bdtrc, gammaln, ndtr, ndtri
+from scipy.stats import binom
 from torch import Tensor
 
 from verifier.errors import InputError
+from verifier.smoothing.shifts import Ladder, Larger, Overlap, Scaled, Shift
 
 Norm = Literal["1", "2", "inf"]
-
-_DOWN = 1 - 1e-9
-"""What closed forms are multiplied with: special functions are exact to about 1e-14 of their values here."""
 
 
 @runtime_checkable
@@ -35,12 +36,19 @@ class Noise(Protocol):
     def draw(self, rows: int, size: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """``[rows, size]``, on the generator's device."""
 
-    def radius(self, norm: Norm, size: int, p: float, q: float) -> float:
-        """Certified in the norm for inputs of ``size`` elements (0: nothing is). Raises ``UnsupportedError`` where
-        nothing is known."""
+    def shift(self, norm: Norm, size: int) -> Shift:
+        """What shifts in the norm do to inputs of ``size`` elements."""
 
     def variance(self, size: int) -> float:
         """Of one element."""
+
+
+@runtime_checkable
+class Independent(Noise, Protocol):
+    """Noise whose elements are independent of each other, all with one distribution."""
+
+    def below(self, z: np.ndarray) -> np.ndarray:
+        """The probabilities that an element is at most ``z``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,7 @@ class Gaussian:
     sigma: float
 
     def __post_init__(self) -> None:
-        _positive("sigma", self.sigma)
+        positive("sigma", self.sigma)
 
     @property
     def words(self) -> str:
@@ -67,31 +75,34 @@ class Gaussian:
         normal = torch.randn((rows, size), generator=generator, device=generator.device, dtype=dtype)
         return normal.mul_(self.sigma)
 
-    def radius(self, norm: Norm, size: int, p: float, q: float) -> float:
+    def shift(self, norm: Norm, size: int) -> Shift:
         """See ``Noise``."""
-        if p <= q:
-            return 0.0
-        found = self.sigma / 2 * float(ndtri(p) - ndtri(q))
-        return found * _DOWN / (math.sqrt(size) if norm == "inf" else 1.0)
+        return Ladder(self.sigma / (math.sqrt(size) if norm == "inf" else 1.0), _normal_tail)
 
     def variance(self, size: int) -> float:
         """See ``Noise``."""
         return self.sigma**2
+
+    def below(self, z: np.ndarray) -> np.ndarray:
+        """See ``Independent``."""
+        found: np.ndarray = ndtr(z / self.sigma)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class Laplace:
     """Density proportional to exp(-|x|_1 / scale).
 
-    Norm 1: the larger of scale / 2 log(p / q) and -scale log(1 - p + q) (Teng et al., 2019, theorem 1; the first is
-    what Lecuyer et al., S&P 2019, have from differential privacy). A change by r in the norm 2 or inf is one by at most
-    sqrt(size) r or size r in the norm 1.
+    Norm 1: it shrinks by a factor of exp(r / scale) at most, so that scale / 2 (log(p / q)) follows (Lecuyer et al.,
+    S&P 2019), and -scale log(2 (1 - p)) for two classes (Teng et al., 2019), which is the quantile: up to scale / 2
+    (-log(2 (1 - p)) - log(2 q)) in general. Norm inf: by the sum of the elements' signs, a binomial number
+    (``sign_tail``; about scale Phi^-1(p) / sqrt(size)). Norm 2: through both.
     """
 
     scale: float
 
     def __post_init__(self) -> None:
-        _positive("scale", self.scale)
+        positive("scale", self.scale)
 
     @property
     def words(self) -> str:
@@ -106,33 +117,39 @@ class Laplace:
         )
         return one.sub_(two).mul_(self.scale)
 
-    def radius(self, norm: Norm, size: int, p: float, q: float) -> float:
+    def shift(self, norm: Norm, size: int) -> Shift:
         """See ``Noise``."""
-        if p <= q:
-            return 0.0
-        # p and q are of a distribution: what p + q exceeds 1 by is rounding.
-        gap = max(1 - p + q, 2.0**-52)
-        found = max(self.scale / 2 * math.log(p / max(q, 1e-300)), -self.scale * math.log(gap)) * _DOWN
-        return found / {"1": 1.0, "2": math.sqrt(size), "inf": float(size)}[norm]
+        one = Ladder(self.scale, exponential_tail)
+        if norm == "1":
+            return one
+        inf = Ladder(self.scale, partial(sign_tail, size=size))
+        return inf if norm == "inf" else Larger((Scaled(one, 1 / math.sqrt(size)), inf))
 
     def variance(self, size: int) -> float:
         """See ``Noise``."""
         return 2 * self.scale**2
 
+    def below(self, z: np.ndarray) -> np.ndarray:
+        """See ``Independent``."""
+        less = np.exp(-np.abs(z) / self.scale) / 2
+        return np.where(z < 0, less, 1 - less)
+
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """Every element uniform in [-width, width].
+    """Every element uniform in [-width, width]: a cube, the best shape for the norm 1 (the Wulff crystal of Yang et
+    al., ICML 2020).
 
-    Norm 1: width (p - q) (Yang et al., ICML 2020, and Lee et al., NeurIPS 2019: probabilities change by at most
-    1 / (2 width) per unit). Norm inf: 2 width (1 - (1 - (p - q) / 2)^(1 / size)), since the two cubes share
-    (1 - r / (2 width))^size of their volume. Norm 2: through the norm 1.
+    A shift by v leaves the part prod(1 - |v_i| / (2 width)) of the cube. Norm 1: width (p - q) (Lee et al., NeurIPS
+    2019; Yang et al.), since at most r / (2 width) is lost. Norm inf: all elements move, 2 width (1 - (1 - (p - q) /
+    2)^(1 / size)). Norm 2: for r up to the width the product is least where all |v_i| are equal (the logarithm of a
+    factor is convex in v_i^2 up to half of the cube's edge).
     """
 
     width: float
 
     def __post_init__(self) -> None:
-        _positive("width", self.width)
+        positive("width", self.width)
 
     @property
     def words(self) -> str:
@@ -144,84 +161,64 @@ class Uniform:
         u = torch.rand((rows, size), generator=generator, device=generator.device, dtype=dtype)
         return u.mul_(2 * self.width).sub_(self.width)
 
-    def radius(self, norm: Norm, size: int, p: float, q: float) -> float:
+    def shift(self, norm: Norm, size: int) -> Shift:
         """See ``Noise``."""
-        if p <= q:
-            return 0.0
-        gap = min(p - q, 1.0)
-        one = self.width * gap * _DOWN
-        if norm == "1":
-            return one
-        if norm == "2":
-            return one / math.sqrt(size)
-        return max(one / size, -2 * self.width * math.expm1(math.log1p(-gap / 2) / size) * _DOWN)
+
+        def reach(loss: float) -> float:
+            if norm == "1":
+                return 2 * self.width * loss
+            each = -2 * self.width * math.expm1(math.log1p(-loss) / size)
+            return each if norm == "inf" else min(self.width, math.sqrt(size) * each)
+
+        return Overlap(reach)
 
     def variance(self, size: int) -> float:
         """See ``Noise``."""
         return self.width**2 / 3
 
+    def below(self, z: np.ndarray) -> np.ndarray:
+        """See ``Independent``."""
+        return np.clip((z + self.width) / (2 * self.width), 0, 1)
 
-@dataclass(frozen=True, slots=True)
-class Cubic:
-    """Density proportional to exp(-|x|_inf / scale).
 
-    Norm inf: like ``Laplace`` in the norm 1, since a shift by r changes the density by a factor of at most
-    exp(r / scale) (Yang et al., ICML 2020, table 1). The balls of the norms 1 and 2 with this radius lie in its ball.
+def exponential_tail(t: float) -> float:
+    """``Ladder.tail`` of densities that shrink by a factor of at most e in a unit: a set of probability t <= 1/2 gains
+    at most t in it."""
+    return -math.log(2 * t)
+
+
+def sign_tail(t: float, size: int) -> float:
+    """``Ladder.tail`` of Laplace noise of scale 1 in the norm inf.
+
+    Along a vector of signs the logarithm of the density falls by S, the sum of ``size`` independent signs (and along
+    other directions no set gains more: what it gains is convex in the direction). The most that a set of probability s
+    gains is E[S; the largest S of probability s]: piecewise linear in s, of slope 2k - size where k signs are +1, and
+    size pmf(k - 1; size - 1) / 2 at the corner ``P(at least k)``. So 1 / phi integrates to logarithms.
     """
-
-    scale: float
-
-    def __post_init__(self) -> None:
-        _positive("scale", self.scale)
-
-    @property
-    def words(self) -> str:
-        """See ``Noise``."""
-        return f"cubic scale={self.scale:g}"
-
-    def draw(self, rows: int, size: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-        """See ``Noise``: a uniform point of a cube's surface, at a distance that is a sum of ``size`` exponentials."""
-        u = torch.rand((rows, size), generator=generator, device=generator.device, dtype=dtype).mul_(2).sub_(1)
-        face = torch.randint(size, (rows, 1), generator=generator, device=generator.device)
-        u.scatter_(1, face, torch.where(u.gather(1, face) < 0, -1.0, 1.0).to(dtype))
-        shape = torch.full((rows, 1), float(size), dtype=torch.float64, device=generator.device)
-        return u.mul_((torch._standard_gamma(shape, generator=generator) * self.scale).to(dtype))
-
-    def radius(self, norm: Norm, size: int, p: float, q: float) -> float:
-        """See ``Noise``."""
-        return Laplace(self.scale).radius("1", size, p, q)
-
-    def variance(self, size: int) -> float:
-        """See ``Noise``: of the radius times that of a face's points."""
-        return self.scale**2 * size * (size + 1) * (1 + (size - 1) / 3) / size
+    k = int(binom.isf(t, size, 0.5))  # P(more than k) <= t
+    whole = np.arange(size // 2 + 1, k)
+    found = float((np.log(whole / (size - whole)) / (2 * whole - size)).sum())
+    if size % 2 == 0:  # 0 is the median of S: until its first corner nothing is gained
+        found += _even_middle(max(t, float(bdtrc(size // 2, size, 0.5))), size)
+    slope = 2 * k - size
+    if slope > 0:
+        above, corner = float(bdtrc(k, size, 0.5)), _gain(k, size)
+        found += -math.log((size - k) / k + slope * max(0.0, t - above) / corner) / slope
+    return max(0.0, found)
 
 
-def probability_needed(noise: Noise, norm: Norm, size: int, radius: float) -> float:
-    """The least p (with q = 1 - p) whose certified radius is at least ``radius``, up to rounding; inf where none is.
-    By bisection: radii grow with p."""
-    low, high = 0.5, 1.0
-    if noise.radius(norm, size, math.nextafter(1, 0), math.nextafter(0, 1)) < radius:
-        return math.inf
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if noise.radius(norm, size, middle, 1 - middle) >= radius else (middle, high)
-    return high
+def _even_middle(t: float, size: int) -> float:
+    return max(0.0, 0.5 - t) / _gain(size // 2 + 1, size)
 
 
-def largest_certifiable(variance: float, norm: Norm, size: int, p: float) -> float:
-    """No noise whose elements have this variance on average certifies more than this radius from a probability p alone
-    (with q = 1 - p), in the manner of Blum et al. (JMLR 2020).
+def _gain(k: int, size: int) -> float:
+    """E[S; at least k signs are +1]."""
+    log = gammaln(size) - gammaln(k) - gammaln(size - k + 1) - size * math.log(2)
+    return size * math.exp(float(log))
 
-    For a shift v of r in the norm inf with signs s, the sum T of the elements times s has, for some s, a variance of at
-    most size * variance (it is their average over all s). By Cantelli's inequality the half-space T <= t holds with
-    probability p at t = sd sqrt(p / (1 - p)), and after the shift, by r size, with less than 1/2 where r size > t + sd.
-    So r <= sd (1 + sqrt(p / (1 - p))) / size with sd = sqrt(size * variance): it shrinks with the root of the size. In
-    the norm 2 a shift of r has r / sqrt(size) in each element, in the norm 1 r / size.
-    """
-    if not 0.5 <= p < 1:
-        return math.inf if p >= 1 else 0.0
-    inf = math.sqrt(variance / size) * (1 + math.sqrt(p / (1 - p)))
-    return inf * {"inf": 1.0, "2": math.sqrt(size), "1": float(size)}[norm]
+
+def _normal_tail(t: float) -> float:
+    return -float(ndtri(t))
 
 
 def check_norm(norm: str) -> Norm:
@@ -232,6 +229,7 @@ def check_norm(norm: str) -> Norm:
     raise InputError(f"norm {norm!r}: the known ones are inf, 2 and 1")
 
 
-def _positive(name: str, value: float) -> None:
+def positive(name: str, value: float) -> None:
+    """Raise ``InputError`` for a scale that is none."""
     if not (math.isfinite(value) and value > 0):
         raise InputError(f"{name}: {value} is not a positive number")

@@ -15,9 +15,11 @@ from __future__ import annotations
 import math
 
 from scipy.special import betaincc, betaln
-from scipy.stats import beta
 
-_STEPS = 60
+from verifier.smoothing.roots import last_up
+
+_LEAST = 1e-12
+"""A smaller probability is called 0."""
 
 
 def log_evidence(hits: int, samples: int, p0: float) -> float:
@@ -37,15 +39,11 @@ def rounding(samples: int) -> float:
     return 1e-9 + samples * math.log(samples + 2) * 2.0**-50
 
 
-def rejects(hits: int, samples: int, p0: float, alpha: float) -> bool:
-    """Whether "the probability is at most ``p0``" is refuted at level ``alpha``, at any time this is asked. ``p0 = 0``
-    is refuted by the first hit, ``p0 >= 1`` never."""
-    if p0 >= 1:
-        return False
-    if p0 <= 0:
-        return hits > 0
+def surplus(hits: int, samples: int, p0: float, alpha: float) -> float:
+    """At least 0 exactly where "the probability is at most ``p0``" is refuted at level ``alpha``, at any time this is
+    asked, for ``0 < p0 < 1``."""
     # A ratio that exceeds its mark by rounding alone is none.
-    return log_evidence(hits, samples, p0) >= -math.log(alpha) * (1 + 1e-9) + rounding(samples)
+    return log_evidence(hits, samples, p0) + math.log(alpha) * (1 + 1e-9) - rounding(samples)
 
 
 def lower_limit(hits: int, samples: int, alpha: float) -> float:
@@ -53,21 +51,8 @@ def lower_limit(hits: int, samples: int, alpha: float) -> float:
     with a probability of at most ``alpha``. 0 where nothing is refuted.
 
     ``M`` falls as p0 grows up to S / (n + 1): the derivative of its logarithm there is at most
-    (n - S + 1) / (1 - p0) - S / p0 < 0. So what bisection finds refuted below that is refuted with all below it.
+    (n - S + 1) / (1 - p0) - S / p0 < 0. So what is found refuted below that is refuted with all below it.
     """
-    if not hits or not rejects(hits, samples, 1e-12, alpha):
+    if not hits or surplus(hits, samples, _LEAST, alpha) < 0:
         return 0.0
-    low, high = 1e-12, hits / (samples + 1)
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rejects(hits, samples, middle, alpha) else (low, middle)
-    return low
-
-
-def hopeless(hits: int, samples: int, left: int, p0: float, alpha: float) -> bool:
-    """Whether ``left`` more samples are unlikely to refute p0: not even if all hits came at the upper end (99.9 %) of
-    what was seen. A choice about effort, not a claim."""
-    if p0 >= 1:
-        return True
-    share = 1.0 if hits == samples else float(beta.ppf(0.999, hits + 1, samples - hits))
-    return not rejects(hits + round(left * share), samples + left, p0, alpha)
+    return last_up(lambda p0: surplus(hits, samples, p0, alpha), _LEAST, hits / (samples + 1))

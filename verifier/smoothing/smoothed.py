@@ -2,162 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from fractions import Fraction
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from scipy.stats import binomtest
+from torch import Tensor
 
-from bounds.graph import Graph
-from verifier.attacks.classifier import Classifier
-from verifier.attacks.oracle import GraphOracle
 from verifier.errors import InputError
 from verifier.examples import fit_examples
-from verifier.network import Network
-from verifier.smoothing import certify as certificates
-from verifier.smoothing.certify import Estimation, ProbablyRobust, Sequential
-from verifier.smoothing.counting import Sampler, Scores
+from verifier.smoothing.base import Base, Model, Way, base, behind_layer
+from verifier.smoothing.certificates import ProbablyRobust, check_samples
+from verifier.smoothing.counting import Sampler, Stream
+from verifier.smoothing.estimation import Estimation, Sequential
+from verifier.smoothing.exact import GridNoise
 from verifier.smoothing.noise import Gaussian, Noise, check_norm
-
-MODULE_ROWS = 1000
-"""Points that a torch module is given at once, where nothing else is said."""
-
-_MOST_ROWS = 4096
-"""Of a graph on a processor: more at once only leave its caches."""
+from verifier.smoothing.places import AfterLayer, AtInput, OnGrid, Place
+from verifier.smoothing.schedule import Question, Terms, certify_all
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Smoothed:
-    """See ``smooth``. ``shape``: of one input, a leading 1 of an ONNX model included."""
+    """See ``smooth``. ``shape``: of one input, a leading 1 of an ONNX model included; ``rows``: noisy copies that are
+    evaluated at once."""
 
-    scores: Scores
+    place: Place
     classes: int
     shape: tuple[int, ...]
-    noise: Noise
     rows: int
     dtype: torch.dtype
     device: torch.device
-    half: bool = False
 
     def certify(
         self,
         x: np.ndarray | Tensor,
         estimation: Estimation | None = None,
+        question: Question = Question(),  # noqa: B008 - a frozen value
         *,
-        norm: str = "2",
-        n0: int = 100,
-        alpha: float = 0.001,
+        labels: Sequence[int] | np.ndarray | None = None,
+        budget: int | None = None,
         seed: int = 0,
     ) -> tuple[ProbablyRobust, ...]:
-        """A certificate for each input of ``x`` ``[N, *input shape]`` (or flat), each with a confidence of its own of
-        ``1 - alpha`` (for all N together: ``alpha / N``). ``estimation``: ``Fixed`` or ``Sequential`` (None:
-        sequential, to radii in steps of half the noise's deviation, 100,000 samples at most). Raises ``InputError``."""
-        inputs = self._inputs(x)
-        known = check_norm(norm)
-        how = Sequential(default_radii(self.noise, inputs.shape[1])) if estimation is None else estimation
-        return tuple(
-            certificates.certify(self.sampler(seed, k), row, how, norm=known, n0=n0, alpha=alpha)
-            for k, row in enumerate(inputs)
-        )
+        """A certificate for each input of ``x`` ``[N, *input shape]`` (or flat), by ``certify_each``. ``labels``: the
+        classes to certify (None: those found). Raises ``InputError``."""
+        inputs = self.inputs(x)
+        asked: list[int | None] = [None] * len(inputs) if labels is None else [int(label) for label in labels]
+        if len(asked) != len(inputs):
+            raise InputError(f"{len(asked)} labels for {len(inputs)} inputs")
+        numbered = zip(range(len(inputs)), inputs, asked, strict=True)
+        found = dict(self.certify_each(numbered, estimation, question.each(len(inputs)), budget=budget, seed=seed))
+        return tuple(found[k] for k in range(len(inputs)))
+
+    def certify_each(
+        self,
+        inputs: Iterable[tuple[int, Tensor, int | None]],
+        estimation: Estimation | None = None,
+        question: Question = Question(),  # noqa: B008 - a frozen value
+        *,
+        budget: int | None = None,
+        seed: int = 0,
+    ) -> Iterator[tuple[int, ProbablyRobust]]:
+        """Certificates of numbered flat inputs, each as soon as it is done; the noise of an input depends on its number
+        and the seed alone.
+
+        ``estimation``: ``Fixed`` or ``Sequential`` (None: sequential, to ``default_radii``, 100,000 samples at most).
+        ``budget``: samples for all inputs together. Raises ``InputError``.
+        """
+        how = Sequential(self.default_radii(question.norm)) if estimation is None else estimation
+        shift = self.place.shift(check_norm(question.norm), int(np.prod(self.shape)))
+        streams = ((k, self._stream(row, seed, k), label) for k, row, label in inputs)
+        yield from certify_all(self.sampler, streams, how, Terms(question, shift, self.place.arithmetic), budget)
 
     def predict(
         self, x: np.ndarray | Tensor, *, n: int = 1000, alpha: float = 0.001, seed: int = 0
     ) -> tuple[int | None, ...]:
-        """The smoothed class of each input, wrong with a probability of at most ``alpha`` each; None: it abstains."""
-        inputs = self._inputs(x)
-        return tuple(
-            certificates.predict(self.sampler(seed, k), row, n=n, alpha=alpha) for k, row in enumerate(inputs)
-        )
+        """The smoothed class of each input, wrong with a probability of at most ``alpha`` each; None: it abstains
+        (Cohen et al., algorithm PREDICT: the counts of the first two classes in a two-sided binomial test, Hung and
+        Fithian, 2019). Raises ``InputError``."""
+        check_samples(1, n, alpha)
+        found: list[int | None] = []
+        for k, row in enumerate(self.inputs(x)):
+            counts = self.sampler.counts(self._stream(row, seed, k), n)[:-1]
+            first, second = counts.topk(2).values.tolist()
+            sure = first + second > 0 and binomtest(first, first + second, 0.5).pvalue <= alpha
+            found.append(int(counts.argmax()) if sure else None)
+        return tuple(found)
 
-    def _inputs(self, x: np.ndarray | Tensor) -> Tensor:
+    @property
+    def sampler(self) -> Sampler:
+        """What draws and counts."""
+        return Sampler(self.place.scores, self.classes, self.place.noise, self.rows, self.dtype)
+
+    def inputs(self, x: np.ndarray | Tensor) -> Tensor:
+        """``[N, n]`` on the device. Raises ``InputError`` for arrays that do not fit."""
         given = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
         wide = np.float64 if self.dtype == torch.float64 else np.float32
         return torch.from_numpy(fit_examples(given, None, self.shape, wide).x).to(self.device)
 
-    def sampler(self, seed: int, number: int) -> Sampler:
-        """The source of noise of the input with this number: it does not depend on what was asked before."""
+    def default_radii(self, norm: str) -> tuple[float, ...]:
+        """Eight radii from 0 to what a probability of 99.9 % certifies: where ``Sequential`` looks, if nothing else is
+        said."""
+        most = self.place.shift(check_norm(norm), int(np.prod(self.shape))).radius(0.999, 0.001)
+        return tuple(float(f"{most * k / 8:.2g}") for k in range(9))
+
+    def _stream(self, x: Tensor, seed: int, number: int) -> Stream:
         draw = torch.Generator(self.device).manual_seed((seed * 1_000_003 + number) % 2**63)
-        scores = _in_half(self.scores, self.device) if self.half else self.scores
-        return Sampler(scores, self.classes, self.noise, self.rows, draw, self.dtype)
+        return Stream(self.place.start(x).to(self.dtype), draw)
 
 
 def smooth(
-    model: str | Path | bytes | Network | Graph | Classifier | nn.Module,
+    model: Model,
     sigma: float | Noise,
     *,
     shape: Sequence[int] | None = None,
-    rows: int | None = None,
-    device: str = "auto",
-    half: bool = False,
+    layer: bool = False,
+    step: Fraction | str | None = None,
+    way: Way = Way(),  # noqa: B008 - a frozen value
 ) -> Smoothed:
     """The smoothed classifier g(x): the class that ``model`` gives most often to ``x + noise``.
 
-    ``sigma``: the deviation of Gaussian noise, or another distribution of ``verifier.smoothing.noise``. ``model``: ONNX
+    ``sigma``: the deviation of Gaussian noise, or another distribution of ``verifier.smoothing``. ``model``: ONNX
     (onnxruntime runs what cannot be read), a graph, or a torch module in evaluation mode of inputs ``[P, *shape]``
-    (``shape`` is needed then; the module stays where it is). ``rows``: noisy copies evaluated at once. ``half``: the
-    model is run in half precision on a GPU. Raises ``InputError`` and ``UnsupportedError``.
+    (``shape`` is needed then; the module stays where it is). ``layer``: the noise is added after the first layer
+    (``layer``). ``step``: inputs are multiples of it, such as 1/255, and noise is exact (``exact``). Raises
+    ``InputError`` and ``UnsupportedError``.
     """
-    from verifier.pipeline import choose_device
-
     noise = sigma if isinstance(sigma, Noise) else Gaussian(float(sigma))
-    if rows is not None and rows < 1:
-        raise InputError(f"rows: {rows} is not a number of points from 1")
-    if isinstance(model, nn.Module):
-        return _of_module(model, noise, shape, rows, half)
-    place = choose_device(device)
-    if isinstance(model, Graph):
-        oracle, size = GraphOracle.of(model, torch.float32, place), model.nodes[model.inputs[0]].shape
-        classes, dtype = int(np.prod(model.nodes[model.outputs[0]].shape)), torch.float32
-        known = rows or min(oracle.rows, _MOST_ROWS)
-        return Smoothed(oracle.outputs, classes, size, noise, known, dtype, place, _check_half(half, place))
-    classifier = model if isinstance(model, Classifier) else Classifier.of(model)
-    asked = classifier.oracle(place)
-    dtype = torch.float64 if classifier.dtype is np.float64 else torch.float32
-    most = asked.rows if asked.device.type == "cuda" else min(asked.rows, _MOST_ROWS)
-    return Smoothed(
-        asked.outputs, classifier.classes, classifier.shape, noise, min(rows or most, asked.rows), dtype, asked.device,
-        _check_half(half, asked.device),
-    )  # fmt: skip
+    if layer and step is not None:
+        raise InputError("exact noise is for the input: after a layer values are on no grid")
+    if layer:
+        found, behind = behind_layer(model, shape, way)
+        return _smoothed(found, AfterLayer(noise, behind))
+    found = base(model, shape, way)
+    if step is None:
+        return _smoothed(found, AtInput(noise, found.scores))
+    return _smoothed(found, OnGrid(GridNoise.of(noise, Fraction(step)), found.scores))
 
 
-def default_radii(noise: Noise, size: int) -> tuple[float, ...]:
-    """Radii in steps of half the deviation of one element, up to four of them."""
-    step = noise.variance(size) ** 0.5 / 2
-    return tuple(step * k for k in range(9))
-
-
-def _of_module(
-    module: nn.Module, noise: Noise, shape: Sequence[int] | None, rows: int | None, half: bool
-) -> Smoothed:
-    if shape is None:
-        raise InputError("a torch module does not tell the shape of its inputs: give shape=(channels, height, width)")
-    if module.training:
-        raise InputError("the module is in training mode, where it may compute something else: call its eval() first")
-    first = next((p for p in module.parameters() if p.is_floating_point()), None)
-    place = torch.device("cpu") if first is None else first.device
-    dtype = torch.float32 if first is None else first.dtype
-    sizes = tuple(shape)
-
-    def scores(points: Tensor) -> Tensor:
-        found: Tensor = module(points.reshape(-1, *sizes))
-        return found.flatten(1)
-
-    with torch.inference_mode():
-        classes = scores(torch.zeros((1, int(np.prod(sizes))), dtype=dtype, device=place)).shape[1]
-    return Smoothed(scores, classes, sizes, noise, rows or MODULE_ROWS, dtype, place, _check_half(half, place))
-
-
-def _check_half(half: bool, place: torch.device) -> bool:
-    if half and place.type != "cuda":
-        raise InputError("half precision is for GPUs: on a processor it is slower")
-    return half
-
-
-def _in_half(scores: Scores, place: torch.device) -> Scores:
-    def run(points: Tensor) -> Tensor:
-        with torch.autocast(place.type, torch.float16):
-            return scores(points).float()
-
-    return run
+def _smoothed(found: Base, place: Place) -> Smoothed:
+    return Smoothed(place, found.classes, found.shape, found.rows, found.dtype, found.device)

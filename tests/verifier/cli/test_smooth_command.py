@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 from verifier.cli import INTERRUPTED, main
-from verifier.smoothing import certify, curve
+from verifier.smoothing import curve
+from verifier.smoothing.smoothed import Smoothed
 
 SCHEMA = resources.files("verifier").joinpath("report/smooth-1.schema.json")
 Capture = pytest.CaptureFixture[str]
@@ -47,7 +49,7 @@ def test_table_log_and_record_agree(asked: list[str], tmp_path: Path, capsys: Ca
     assert "probabilistic, real arithmetic" in err
     assert "99.9 %" in err
     record = valid((tmp_path / "r.json").read_text(encoding="utf-8"))
-    lines = curve.read_log(log)
+    lines = sorted(curve.read_log(log), key=lambda line: line.number)  # written as they are done
     assert [line.number for line in lines] == list(range(COUNT))
     for line, entry in zip(lines, record["inputs"], strict=True):
         assert line.label == entry["label"]
@@ -67,24 +69,22 @@ def test_an_interrupted_run_goes_on_where_it_was(
 ) -> None:
     whole = tmp_path / "whole.tsv"
     assert call([*asked, "--fixed", "--log", str(whole)], capsys)[0] == 0
-    log, done, true = tmp_path / "log.tsv", [0], certify.certify
+    log, true = tmp_path / "log.tsv", Smoothed.certify_each
 
     def three(*given: Any, **more: Any) -> Any:
-        if done[0] == 3:
-            raise KeyboardInterrupt
-        done[0] += 1
-        return true(*given, **more)
+        yield from islice(true(*given, **more), 3)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(certify, "certify", three)
+    monkeypatch.setattr(Smoothed, "certify_each", three)
     code, out, _ = call([*asked, "--fixed", "--log", str(log)], capsys)
     assert code == INTERRUPTED
     assert out.startswith("radius")
     log.write_text(log.read_text(encoding="utf-8") + "3\t4", encoding="utf-8")  # cut off while it was written
-    monkeypatch.setattr(certify, "certify", true)
+    monkeypatch.setattr(Smoothed, "certify_each", true)
     assert call([*asked, "--fixed", "--log", str(log)], capsys)[0] == 0
-    assert [line.text.split("\t")[:5] for line in curve.read_log(log)] == [
+    assert sorted(line.text.split("\t")[:5] for line in curve.read_log(log)) == sorted(
         line.text.split("\t")[:5] for line in curve.read_log(whole)
-    ]
+    )
     code, _, err = call([*asked, "--fixed", "--seed", "1", "--log", str(log)], capsys)
     assert code == 2
     assert "something else" in err
@@ -102,12 +102,67 @@ def test_logs_side_by_side(asked: list[str], tmp_path: Path, capsys: Capture) ->
     assert (tmp_path / "c.svg").read_text(encoding="utf-8").count("<polyline") == 2
 
 
-@pytest.mark.parametrize(("noise", "scale"), [("laplace", "0.05"), ("cubic", "0.002")])
+@pytest.mark.parametrize(
+    ("noise", "scale"), [("laplace", "0.05"), ("cubic", "0.002"), ("spherical", "0.02"), ("ball", "1")]
+)
 def test_other_noise(noise: str, scale: str, asked: list[str], capsys: Capture) -> None:
     _, out, err = call([*asked, "--noise", noise, "--sigma", scale, "--norm", "inf", "--json", "-"], capsys)
     record = valid(out)
     assert "no noise of this variance" in err
     assert record["certified_accuracy"][0] > 0.5
+    assert record["norm"] == "inf"
+
+
+def test_noise_on_a_grid_and_behind_a_layer(asked: list[str], capsys: Capture) -> None:
+    code, out, err = call([*asked, "--exact-noise", "1/16", "--json", "-"], capsys)
+    assert code == 0
+    assert "probabilistic, floating point included, 99.9 %" in err
+    assert valid(out)["guarantee"].startswith("probabilistic, floating point included")
+    code, _, err = call([*asked, "--exact-noise"], capsys)
+    assert code == 2
+    assert "not a multiple of the step 1/255" in err
+    code, _, err = call([*asked, "--noise", "cubic", "--exact-noise", "1/16"], capsys)
+    assert code == 3
+    assert "depend on each other" in err
+    found = valid(call([*asked, "--layer", "--sigma", "0.6", "--json", "-"], capsys)[1])
+    assert found["query"]["layer"] is True
+    assert found["certified_accuracy"][0] > 0.5
+
+
+def test_noise_without_chance(asked: list[str], capsys: Capture) -> None:
+    code, out, err = call([*asked, "--noise", "splitting", "--sigma", "0.5", "--levels", "16", "--json", "-"], capsys)
+    record = valid(out)
+    assert code == 0
+    assert "deterministic" in err
+    assert "confidence" not in record
+    assert all(round(16 * entry["radius"], 6).is_integer() for entry in record["inputs"])
+    assert sum(entry["class"] == entry["label"] for entry in record["inputs"]) >= COUNT - 1
+
+
+def test_questions_of_several_kinds(asked: list[str], capsys: Capture) -> None:
+    def shares(*more: str) -> list[float]:
+        record = valid(call([*asked, "--fixed", "--radii", "0.1", "0.3", "0.5", *more, "--json", "-"], capsys)[1])
+        found: list[float] = record["certified_accuracy"]
+        return found
+
+    plain = shares()
+    assert all(a <= b for a, b in zip(plain, shares("--top", "3"), strict=True))
+    assert sum(plain) < sum(shares("--top", "3"))
+    assert all(a >= b for a, b in zip(plain, shares("--together"), strict=True))
+    assert all(a >= b for a, b in zip(plain, shares("--one-sided"), strict=True))
+    _, out, err = call([*asked, "--together", "--json", "-"], capsys)
+    assert valid(out)["confidence"] == pytest.approx(1 - 0.001 / COUNT)
+    assert "hold together with that probability" in err
+    assert "99.9 %" in err
+    _, out, _ = call([*asked, "--n", "100000", "--budget", "3000", "--json", "-"], capsys)
+    assert valid(out)["certified_accuracy"][0] > 0.5
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_pictures(ending: str, asked: list[str], tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / f"curve.{ending}"
+    assert call([*asked, "--plot", str(path)], capsys)[0] == 0
+    assert path.read_bytes().startswith({"svg": b"<?xml", "png": b"\x89PNG"}[ending])
 
 
 @pytest.mark.parametrize(
@@ -118,6 +173,12 @@ def test_other_noise(noise: str, scale: str, asked: list[str], capsys: Capture) 
         (["--data", "none.npz"], "no such file"),
         (["--mean", "0.5"], "belong together"),
         (["--half"], "half precision is for GPUs"),
+        (["--plot", "curve.pdf"], ".svg or .png"),
+        (["--budget", "10", "--fixed"], "cannot be shared out"),
+        (["--noise", "splitting", "--norm", "2"], "in the norm 1"),
+        (["--noise", "splitting", "--top", "2", "--together"], "--together, --top mean nothing there"),
+        (["--exact-noise", "1/16", "--layer"], "on no grid"),
+        (["--top", "10"], "from 1 to 9"),
     ],
 )
 def test_wrong_questions_are_refused(change: list[str], message: str, asked: list[str], capsys: Capture) -> None:

@@ -20,7 +20,8 @@ from bounds.ops.relu import Relu
 from verifier.errors import InputError, UnsupportedError
 from verifier.smoothing import sensitivity, spectral
 from verifier.smoothing.layer import NoiseLayer, cut, noise_layer
-from verifier.smoothing.noise import Norm
+from verifier.smoothing.noise import Gaussian, Laplace, Norm
+from verifier.smoothing.places import AfterLayer
 from verifier.smoothing.privacy import pixel_dp_radius
 from verifier.smoothing.sensitivity import sensitivities
 
@@ -244,7 +245,7 @@ def test_a_linear_classifier_is_a_layer() -> None:
     layer, off = halves(linear(np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])))
     assert off == 0
     assert layer.size == 3
-    assert layer.sensitivity("1", "1") == pytest.approx(12)
+    assert layer.sensitivities["1", "1"] == pytest.approx(12)
 
 
 def test_models_without_a_first_layer_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,24 +292,26 @@ def test_the_radius_of_a_half_space_is_its_distance(norm: Norm, noise_norm: Norm
     scores = layer.after(hidden)[0]
     assert float(scores[0] - scores[1]) == pytest.approx(lead)
     p = float(ndtr(lead / scale)) if noise_norm == "2" else 1 - math.exp(-lead / scale) / 2
-    inner = scale * float(ndtri(p)) if noise_norm == "2" else -scale * math.log(2 * (1 - p))
     distance = lead / float(np.linalg.norm(w.T @ v, dual))
-    radius = layer.radius(norm, {noise_norm: inner})
-    assert radius == pytest.approx(distance, rel=1e-9)
-    assert layer.radius(norm, {noise_norm: lead}) <= distance
+    noise = Gaussian(scale) if noise_norm == "2" else Laplace(scale)
+    radius = AfterLayer(noise, layer).shift(norm, 3).radius(p, 1 - p)
+    assert radius == pytest.approx(distance, rel=1e-7)
+    assert radius <= distance * (1 + 1e-12)
     beyond = torch.from_numpy(x - step[norm] / np.linalg.norm(step[norm], ORDER[norm]) * radius * (1 + 1e-6))
     assert float(v @ layer.before(beyond[None])[0].numpy()) < 0
 
 
 def test_the_best_norm_of_the_noise_is_taken() -> None:
     layer = noise_layer(linear(np.array([[3.0, 0.0], [0.0, 1.0]])))
-    assert layer.radius("2", {"1": 1.0, "2": 1.0}) == pytest.approx(1 / 3)
-    assert layer.radius("2", {"1": 2.0, "2": 1.0}) == pytest.approx(2 / layer.sensitivity("2", "1"))
-    assert layer.radius("2", {}) == layer.radius("2", {"2": 0.0}) == layer.radius("2", {"2": -1.0}) == 0
+    one = Laplace(0.4).shift("1", 2).radius(0.9, 0.1)
+    assert AfterLayer(Laplace(0.4), layer).shift("1", 2).radius(0.9, 0.1) == pytest.approx(one / 3, rel=1e-6)
+    two = Gaussian(0.4).shift("2", 2).radius(0.9, 0.1)
+    assert AfterLayer(Gaussian(0.4), layer).shift("2", 2).radius(0.9, 0.1) == pytest.approx(two / 3, rel=1e-6)
     huge = noise_layer(linear(np.array([[1e308, 1e308], [1e308, 0.0]])), torch.float64)
-    assert huge.sensitivity("1", "1") == math.inf
-    assert huge.radius("1", {"1": math.inf}) == huge.radius("1", {"1": math.nan}) == 0
-    assert noise_layer(linear(np.zeros((2, 2)))).radius("1", {"inf": 1e-3}) > 1e15
+    assert huge.sensitivities["1", "1"] == math.inf
+    assert AfterLayer(Laplace(0.4), huge).shift("1", 2).radius(0.9, 0.1) < 1e-300
+    nothing = noise_layer(linear(np.zeros((2, 2))))
+    assert AfterLayer(Gaussian(0.4), nothing).shift("1", 2).radius(0.9, 0.1) > 1e15
 
 
 PAIRS = [(p, q) for p in (0.51, 0.6, 0.9, 0.999, 1 - 1e-9, 1.0) for q in (0.0, 1e-9, 1e-3, 0.1, 0.4, 0.5) if p + q <= 1]
