@@ -85,13 +85,17 @@ def certify(arguments: argparse.Namespace, begun: Begun) -> tuple[list[Line], bo
     interrupted, before = False, limits.now()
     with Display(choose_mode(arguments.quiet)) as display:
         try:
-            left = [k for k in range(len(labels)) if k not in lines]
-            for k, label, radius, words in begun.plan.certify(left):
+            left, last = [k for k in range(len(labels)) if k not in lines], ""
+
+            def report(samples: int) -> None:
+                display.show(f"{len(lines)} of {len(labels)} inputs, {samples} samples{last}")
+
+            for k, label, radius, words in begun.plan.certify(left, report):
                 seconds, before = limits.now() - before, limits.now()
                 lines[k] = Line(k, int(labels[k]), ABSTAIN if label is None else label, radius, seconds)
                 if log is not None:
                     log.add(lines[k])
-                display.show(f"{len(lines)} of {len(labels)} inputs, the last: {words}")
+                last = f", the last: {words}"
         except KeyboardInterrupt:
             interrupted = True
     return [lines[k] for k in sorted(lines)], interrupted

@@ -15,6 +15,7 @@ from bounds import trace
 from bounds.graph import Graph
 from verifier.attacks.classifier import Classifier
 from verifier.attacks.oracle import ELEMENTS, GraphOracle, Oracle
+from verifier.attacks.search import cost
 from verifier.errors import InputError, UnsupportedError
 from verifier.network import Network, read_network
 from verifier.smoothing.counting import Scores
@@ -22,7 +23,7 @@ from verifier.smoothing.layer import NoiseLayer, noise_layer
 
 Model = str | Path | bytes | Network | Graph | Classifier | nn.Module
 
-_MOST_ROWS = 4096
+_MOST_ROWS, _MOST_GPU_ROWS = 4096, 65536
 
 _CACHED = 2e6
 """Elements of all values on a processor (8 MB in float32): with more at once networks of all sizes were up to twice as
@@ -86,12 +87,13 @@ def behind_layer(model: Model, shape: Sequence[int] | None, way: Way) -> tuple[B
         place, dtype = whole.device, whole.dtype
         graph = trace(model, torch.zeros((1, *whole.shape), dtype=dtype, device=place))
     else:
-        place, dtype, graph = _device(way), torch.float32, _layers_of(model)
+        wide = isinstance(model, Classifier) and model.dtype is np.float64
+        place, dtype, graph = _device(way), torch.float64 if wide else torch.float32, _layers_of(model)
     found = noise_layer(graph, dtype, place)
     behind = replace(found, after=_run(found.after, way))
     size, out = (graph.nodes[ends[0]].shape for ends in (graph.inputs, graph.outputs))
-    cached = found.rows if place.type == "cuda" else max(1, int(found.rows * _CACHED / ELEMENTS))
-    return Base(behind.after, math.prod(out), size, min(way.rows or cached, found.rows), dtype, place), behind
+    rows = way.rows or _fitting(cost(graph)[1], place)
+    return Base(behind.after, math.prod(out), size, rows, dtype, place), behind
 
 
 def _layers_of(model: str | Path | bytes | Network | Graph | Classifier) -> Graph:
@@ -125,11 +127,7 @@ def _of_module(module: nn.Module, shape: Sequence[int] | None, way: Way) -> Base
     elements, classes = _elements(module, scores, example)
     if way.half and place.type != "cuda":
         raise InputError(_NO_HALF)
-    room = _CACHED
-    if place.type == "cuda":
-        room = _SHARE * torch.cuda.mem_get_info(place)[0] / example.element_size()
-    most = int(min(max(room / elements, 1), 65536 if place.type == "cuda" else _MOST_ROWS))
-    return Base(_run(scores, way), classes, sizes, way.rows or most, dtype, place)
+    return Base(_run(scores, way), classes, sizes, way.rows or _fitting(elements, place), dtype, place)
 
 
 def _elements(module: nn.Module, scores: Scores, example: Tensor) -> tuple[int, int]:
@@ -160,10 +158,18 @@ def _device(way: Way) -> torch.device:
 
 
 def _rows(oracle: Oracle, way: Way) -> int:
-    if oracle.device.type == "cuda":
-        return min(way.rows or oracle.rows, oracle.rows)
-    cached = min(max(1, int(oracle.rows * _CACHED / ELEMENTS)), _MOST_ROWS)
+    if isinstance(oracle, GraphOracle):
+        return way.rows or _fitting(cost(oracle.graph)[1], oracle.device)
+    cached = max(1, int(oracle.rows * _CACHED / ELEMENTS))
     return min(way.rows or cached, oracle.rows)
+
+
+def _fitting(elements: float, place: torch.device) -> int:
+    """How many points at once, where the values of one have so many elements."""
+    if place.type != "cuda":
+        return int(min(max(_CACHED / elements, 1), _MOST_ROWS))
+    room = _SHARE * torch.cuda.mem_get_info(place)[0] / 8
+    return int(min(max(room / elements, 1), _MOST_GPU_ROWS))
 
 
 def _run(scores: Scores, way: Way) -> Scores:

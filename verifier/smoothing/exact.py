@@ -47,7 +47,7 @@ class GridNoise:
     others: Tensor = field(repr=False)
 
     @staticmethod
-    def of(noise: Noise, step: Fraction) -> GridNoise:
+    def of(noise: Noise, step: Fraction, device: torch.device | str = "cpu") -> GridNoise:
         """Raises ``UnsupportedError`` for noise whose elements depend on each other, ``InputError`` for a step too
         fine to be tabulated."""
         if not isinstance(noise, Independent):
@@ -61,7 +61,7 @@ class GridNoise:
         # What quantiles are off by may not make them fall: that would be a chance below 0.
         below = np.maximum.accumulate(np.ceil(noise.below(edges) * 2.0**_BITS).astype(np.int64))
         marks, others = _columns(np.diff(below, prepend=0, append=2**_BITS).tolist())
-        return GridNoise(noise, step, -last, torch.tensor(marks), torch.tensor(others) - last)
+        return GridNoise(noise, step, -last, torch.tensor(marks).to(device), (torch.tensor(others) - last).to(device))
 
     @property
     def words(self) -> str:
@@ -70,12 +70,11 @@ class GridNoise:
 
     def draw(self, rows: int, size: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """See ``Noise``: whole numbers."""
-        place = generator.device
-        bits = torch.randint(2**_BITS, (rows * size,), generator=generator, device=place)
+        bits = torch.randint(2**_BITS, (rows * size,), generator=generator, device=generator.device)
         width = self._width
         column = bits >> width
-        other = self.others.to(place).index_select(0, column)
-        own = bits.bitwise_and_(2**width - 1) < self.marks.to(place).index_select(0, column)
+        other = self.others.index_select(0, column)
+        own = bits.bitwise_and_(2**width - 1) < self.marks.index_select(0, column)
         return torch.where(own, column.add_(self.first), other).to(dtype).reshape(rows, size)
 
     def chances(self) -> dict[int, int]:

@@ -8,7 +8,7 @@ come those that are guessed to gain most cheaply: sequential limits hold however
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import cast
@@ -94,23 +94,26 @@ def certify_all(
     estimation: Estimation,
     terms: Terms,
     budget: int | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, ProbablyRobust]]:
     """Certificates of numbered inputs, each as soon as it is done. An input has a class that is to be certified, or
     None: the one that ``n0`` samples show most often.
 
-    ``budget``: samples for all inputs together, for sequential limits alone. Raises ``InputError`` for numbers that
-    make no sense.
+    ``budget``: samples for all inputs together, for sequential limits alone. ``report`` is called after every batch
+    with the samples so far. Raises ``InputError`` for numbers that make no sense.
     """
     _check(sampler, estimation, terms, budget)
     source = (_begun(number, stream, label, sampler.classes, estimation, terms) for number, stream, label in inputs)
     jobs = list(source if budget is not None else islice(source, _ACTIVE))
-    left = budget
-    while jobs and left != 0:
+    spent = 0
+    while jobs and spent != budget:
         if budget is not None:
             jobs.sort(key=lambda job: job.need)
-        parts = _filled(jobs, sampler.block, left)
+        parts = _filled(jobs, sampler.block, None if budget is None else budget - spent)
         counts = sampler.batch([(jobs[k].stream, count) for k, count in parts])
-        left = None if left is None else left - sum(count for _, count in parts)
+        spent += sum(count for _, count in parts)
+        if report is not None:
+            report(spent)
         done = []
         for (k, count), found in zip(parts, counts, strict=True):
             jobs[k] = jobs[k].fed(found, count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -63,17 +63,20 @@ class Smoothed:
         *,
         budget: int | None = None,
         seed: int = 0,
+        report: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, ProbablyRobust]]:
         """Certificates of numbered flat inputs, each as soon as it is done; the noise of an input depends on its number
         and the seed alone.
 
         ``estimation``: ``Fixed`` or ``Sequential`` (None: sequential, to ``default_radii``, 100,000 samples at most).
-        ``budget``: samples for all inputs together. Raises ``InputError``.
+        ``budget``: samples for all inputs together. ``report`` is called with the samples drawn so far, now and then.
+        Raises ``InputError``.
         """
         how = Sequential(self.default_radii(question.norm)) if estimation is None else estimation
         shift = self.place.shift(check_norm(question.norm), int(np.prod(self.shape)))
         streams = ((k, self._stream(row, seed, k), label) for k, row, label in inputs)
-        yield from certify_all(self.sampler, streams, how, Terms(question, shift, self.place.arithmetic), budget)
+        terms = Terms(question, shift, self.place.arithmetic)
+        yield from certify_all(self.sampler, streams, how, terms, budget, report)
 
     def predict(
         self, x: np.ndarray | Tensor, *, n: int = 1000, alpha: float = 0.001, seed: int = 0
@@ -138,7 +141,7 @@ def smooth(
     found = base(model, shape, way)
     if step is None:
         return _smoothed(found, AtInput(noise, found.scores))
-    return _smoothed(found, OnGrid(GridNoise.of(noise, Fraction(step)), found.scores))
+    return _smoothed(found, OnGrid(GridNoise.of(noise, Fraction(step), found.device), found.scores))
 
 
 def _smoothed(found: Base, place: Place) -> Smoothed:

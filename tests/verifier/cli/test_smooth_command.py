@@ -139,6 +139,13 @@ def test_noise_without_chance(asked: list[str], capsys: Capture) -> None:
     assert sum(entry["class"] == entry["label"] for entry in record["inputs"]) >= COUNT - 1
 
 
+def test_radii_out_of_reach_are_named(asked: list[str], capsys: Capture) -> None:
+    """Of 1,000 samples that all agree."""
+    _, _, err = call([*asked, "--radii", "0.25", "5"], capsys)
+    assert "nothing of 5" in err
+    assert "nothing of" not in call([*asked, "--radii", "0.25"], capsys)[2]
+
+
 def test_questions_of_several_kinds(asked: list[str], capsys: Capture) -> None:
     def shares(*more: str) -> list[float]:
         record = valid(call([*asked, "--fixed", "--radii", "0.1", "0.3", "0.5", *more, "--json", "-"], capsys)[1])

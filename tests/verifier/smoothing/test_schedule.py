@@ -113,10 +113,12 @@ def test_batches_are_full_and_none_is_too_large() -> None:
 
     source = Sampler(watched, 3, NOISE, 1000, torch.float64)
     terms = Terms(Question(), NOISE.shift("2", 3), "real arithmetic")
-    found = list(certify_all(source, inputs(30), Fixed(250), terms))
+    told: list[int] = []
+    found = list(certify_all(source, inputs(30), Fixed(250), terms, report=told.append))
     assert max(sizes) <= 1000
     assert sum(sizes) == sum(one.samples for _, one in found) == 30 * 350
     assert len(sizes) <= 13
+    assert told == np.cumsum(sizes).tolist()
 
 
 def test_inputs_are_taken_as_they_are_needed() -> None:

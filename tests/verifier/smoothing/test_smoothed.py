@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import verifier
@@ -113,6 +115,24 @@ def test_noise_behind_the_first_layer(path: Path) -> None:
     assert behind.radius == pytest.approx(front.radius, rel=0.05)  # the same noise, one layer later
     for norm in ("1", "inf"):
         assert smooth(module, 1.0, shape=(2,), layer=True).certify(x, Fixed(500), Question(norm=norm))[0].radius > 0
+
+
+def test_models_that_cannot_be_read_are_run_by_onnxruntime(tmp_path: Path) -> None:
+    """Class 1 where the sum of the elements is above 0, by an operator that bounds do not know."""
+    kind = TensorProto.FLOAT
+    weights = numpy_helper.from_array(np.array([[-1, 1]] * 3, dtype=np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("LpNormalization", ["y"], ["z"], axis=1)], "g",
+        [helper.make_tensor_value_info("x", kind, ["n", 3])], [helper.make_tensor_value_info("z", kind, ["n", 2])],
+        [weights],
+    )  # fmt: skip
+    path = tmp_path / "norm.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    (found,) = smooth(path, 0.5).certify(np.full((1, 3), 0.2, dtype=np.float32), Fixed(20_000))
+    assert found.label == 1
+    assert 0.3 < found.radius < 0.6 / 3**0.5  # the distance of the half-space
+    with pytest.raises(UnsupportedError, match="LpNormalization"):
+        smooth(path, 0.5, layer=True)
 
 
 def test_what_is_missing_is_said(path: Path) -> None:
