@@ -19,7 +19,7 @@ from verifier.smoothing import sequential
 from verifier.smoothing.noise import Norm
 from verifier.smoothing.shifts import Shift, among_first
 
-_DOWN = 1e-12
+_OUTWARD = 1e-12
 """What limits of probabilities are moved outward by: more than the quantiles of scipy are off."""
 
 
@@ -69,13 +69,13 @@ class ClopperPearson:
         """See ``Limits``; rounded down."""
         if hits == 0:
             return 0.0
-        return max(0.0, float(beta.ppf(alpha, hits, samples - hits + 1)) - _DOWN)
+        return max(0.0, float(beta.ppf(alpha, hits, samples - hits + 1)) - _OUTWARD)
 
     def upper(self, hits: int, samples: int, alpha: float) -> float:
         """See ``Limits``; rounded up."""
         if hits == samples:
             return 1.0
-        return min(1.0, float(beta.isf(alpha, hits + 1, samples - hits)) + _DOWN)
+        return min(1.0, float(beta.isf(alpha, hits + 1, samples - hits)) + _OUTWARD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,7 @@ from verifier.smoothing.noise import Noise
 Scores = Callable[[Tensor], Tensor]
 """A base classifier: outputs ``[P, classes]`` at flat points ``[P, n]``."""
 
-
-BLOCK = 128
+_BLOCK = 128
 """Points of a batch at least."""
 
 
@@ -31,7 +30,7 @@ class Stream:
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampler:
     """Draws from a base classifier of ``classes`` classes, ``rows`` points of type ``dtype`` in an evaluation; as many
-    as ``BLOCK`` are drawn and counted together, since for a few these cost more than a small network."""
+    as ``block`` are drawn and counted together, since for a few these cost more than a small network."""
 
     scores: Scores
     classes: int
@@ -42,7 +41,7 @@ class Sampler:
     @property
     def block(self) -> int:
         """The most points of a batch."""
-        return self.rows * max(1, BLOCK // self.rows)
+        return self.rows * max(1, _BLOCK // self.rows)
 
     def counts(self, stream: Stream, samples: int) -> Tensor:
         """``[classes + 1]`` int64 on the device: how many of the next ``samples`` noisy copies are of each class;
@@ -57,21 +56,25 @@ class Sampler:
     def batch(self, parts: Sequence[tuple[Stream, int]]) -> Tensor:
         """``[parts, classes + 1]``: the counts of several streams; the parts are ``block`` at most in all."""
         with torch.inference_mode():
-            noisy = [
-                self.noise.draw(count, len(stream.x), stream.draw, self.dtype).add_(stream.x) for stream, count in parts
-            ]
-            points = noisy[0] if len(noisy) == 1 else torch.cat(noisy)
-            scores = (
-                self.scores(points)
-                if len(points) <= self.rows
-                else torch.cat([self.scores(part) for part in points.split(self.rows)])
+            points = _joined(
+                [self.noise.draw(count, len(s.x), s.draw, self.dtype).add_(s.x) for s, count in parts]
             )
-            chosen = torch.where(scores.sum(1).isfinite(), scores.argmax(1), self.classes)
-            device, width = chosen.device, self.classes + 1
+            scores = _joined([self.scores(part) for part in points.split(self.rows)])
+            places, width = chosen(scores, self.classes), self.classes + 1
             if len(parts) > 1:
-                many = torch.tensor([count for _, count in parts], device=device)
-                chosen += (
-                    torch.arange(len(parts), device=device).repeat_interleave(many, output_size=len(chosen)) * width
-                )
-            total = torch.zeros(len(parts) * width, dtype=torch.int64, device=device)
-            return total.scatter_add_(0, chosen, torch.ones_like(chosen)).reshape(len(parts), width)
+                many = torch.tensor([count for _, count in parts], device=places.device)
+                firsts = torch.arange(len(parts), device=places.device) * width
+                places += firsts.repeat_interleave(many, output_size=len(places))
+            total = torch.zeros(len(parts) * width, dtype=torch.int64, device=places.device)
+            return total.scatter_add_(0, places, torch.ones_like(places)).reshape(len(parts), width)
+
+
+def chosen(scores: Tensor, classes: int) -> Tensor:
+    """``[P]``: the class of each of the ``scores`` ``[P, classes]``; ``classes``, that is none, where they are not all
+    finite."""
+    return torch.where(scores.sum(1).isfinite(), scores.argmax(1), classes)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after the other; what is one already is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -25,6 +25,7 @@ from torch import Tensor
 from verifier.errors import InputError
 from verifier.examples import fit_examples
 from verifier.smoothing.base import Base, Model, Way, base
+from verifier.smoothing.counting import chosen
 from verifier.smoothing.noise import Norm
 
 _ROUNDING = 2.0**-23
@@ -118,9 +119,8 @@ class Splitting:
         total = torch.zeros(self.base.classes + 1, dtype=torch.int64, device=self.base.device)
         with torch.inference_mode():
             for points in self.points(x):
-                scores = self.base.scores(points)
-                chosen = torch.where(scores.sum(1).isfinite(), scores.argmax(1), self.base.classes)
-                total.scatter_add_(0, chosen, torch.ones_like(chosen))
+                places = chosen(self.base.scores(points), self.base.classes)
+                total.scatter_add_(0, places, torch.ones_like(places))
         return tuple(total.tolist()[:-1])
 
     def points(self, x: np.ndarray | Tensor) -> Iterator[Tensor]:

@@ -77,7 +77,7 @@ class Gaussian:
 
     def shift(self, norm: Norm, size: int) -> Shift:
         """See ``Noise``."""
-        return Ladder(self.sigma / (math.sqrt(size) if norm == "inf" else 1.0), _normal_tail)
+        return Ladder(self.sigma / greatest_two_norm(norm, size), _normal_tail)
 
     def variance(self, size: int) -> float:
         """See ``Noise``."""
@@ -219,6 +219,12 @@ def _gain(k: int, size: int) -> float:
 
 def _normal_tail(t: float) -> float:
     return -float(ndtri(t))
+
+
+def greatest_two_norm(norm: Norm, size: int) -> float:
+    """Of vectors of ``size`` elements whose ``norm`` is 1, the greatest norm 2: what holds for shifts by less than r in
+    the norm 2 holds for those by less than r over this in ``norm``."""
+    return math.sqrt(size) if norm == "inf" else 1.0
 
 
 def check_norm(norm: str) -> Norm:

@@ -13,7 +13,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from verifier.smoothing.noise import Norm, exponential_tail, positive
+from verifier.smoothing.noise import Norm, exponential_tail, greatest_two_norm, positive
 from verifier.smoothing.shifts import Ladder, Overlap, Shift
 
 
@@ -79,7 +79,7 @@ class Spherical:
 
     def shift(self, norm: Norm, size: int) -> Shift:
         """See ``Noise``."""
-        length = self.scale / (math.sqrt(size) if norm == "inf" else 1.0)
+        length = self.scale / greatest_two_norm(norm, size)
         return Ladder(length, exponential_tail if size == 1 else partial(_cosine_tail, size=size))
 
     def variance(self, size: int) -> float:
@@ -112,7 +112,7 @@ class Ball:
 
     def shift(self, norm: Norm, size: int) -> Shift:
         """See ``Noise``."""
-        length = 2 * self.width / (math.sqrt(size) if norm == "inf" else 1.0)
+        length = 2 * self.width / greatest_two_norm(norm, size)
         return Overlap(lambda loss: length * math.sqrt(float(betaincinv(0.5, (size + 1) / 2, loss))))
 
     def variance(self, size: int) -> float:

@@ -114,14 +114,14 @@ def certify_all(
         spent += sum(count for _, count in parts)
         if report is not None:
             report(spent)
-        done = []
         for (k, count), found in zip(parts, counts, strict=True):
             jobs[k] = jobs[k].fed(found, count)
-            if jobs[k].drawn == jobs[k].goal:
-                jobs[k] = _looked(jobs[k], estimation, terms)
-                if budget is not None:
-                    jobs[k] = replace(jobs[k], need=estimation.need(jobs[k].claim(terms), jobs[k].tally))
-                done += [k] if jobs[k].drawn >= jobs[k].goal else []
+        there = [k for k, _ in parts if jobs[k].drawn == jobs[k].goal]
+        for k in there:
+            jobs[k] = _looked(jobs[k], estimation, terms)
+            if budget is not None:
+                jobs[k] = replace(jobs[k], need=estimation.need(jobs[k].claim(terms), jobs[k].tally))
+        done = [k for k in there if jobs[k].drawn >= jobs[k].goal]
         for k in done:
             yield jobs[k].number, _result(jobs[k], sampler, terms)
         jobs = [job for k, job in enumerate(jobs) if k not in done] + list(islice(source, len(done)))

@@ -14,7 +14,6 @@ total variation (level sets; exact for the shapes here).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -155,15 +154,3 @@ def among_first(shift: Shift, p: float, others: Sequence[float], k: int) -> floa
     while lead(high) > 0 and high < 1e18:
         high *= 2
     return last_up(lead, 0.0, high) * _DOWN
-
-
-def probability_needed(shift: Shift, radius: float) -> float:
-    """The least p (with q = 1 - p) that certifies ``radius``, up to rounding; inf where none does. By bisection: radii
-    grow with p."""
-    low, high = 0.5, math.nextafter(1, 0)
-    if shift.radius(high, 1 - high) < radius:
-        return math.inf
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if shift.radius(middle, 1 - middle) >= radius else (middle, high)
-    return high

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
-from scipy.special import betainc, ndtr, ndtri
+from scipy.special import bdtrc, betainc, ndtr, ndtri
 from scipy.stats import binom, kstest
 from scipy.stats import laplace as laplace_law
 
@@ -20,7 +20,7 @@ from verifier.errors import InputError
 from verifier.smoothing.hardness import largest_certifiable
 from verifier.smoothing.noise import Gaussian, Laplace, Noise, Norm, Uniform, check_norm, sign_tail
 from verifier.smoothing.radial import Ball, Cubic, Spherical
-from verifier.smoothing.shifts import Larger, Near, Scaled, among_first, probability_needed
+from verifier.smoothing.shifts import Larger, Near, Scaled, among_first
 
 NOISES: tuple[Noise, ...] = (Gaussian(0.5), Laplace(0.3), Uniform(0.7), Cubic(0.2), Spherical(0.2), Ball(1.5))
 NORMS: tuple[Norm, ...] = ("1", "2", "inf")
@@ -40,7 +40,9 @@ def test_radii_are_those_of_the_published_tables(p: float) -> None:
         (Laplace(0.3), "1", 7, -0.3 * math.log(2 * q)),
         (Uniform(0.7), "1", 7, 2 * 0.7 * (p - 0.5)),
         (Uniform(0.7), "inf", 7, 2 * 0.7 * (1 - (1.5 - p) ** (1 / 7))),
+        (Uniform(0.7), "2", 7, math.sqrt(7) * 2 * 0.7 * (1 - (1.5 - p) ** (1 / 7))),
         (Cubic(0.2), "inf", 7, -0.2 * math.log(2 * q)),
+        (Cubic(0.2), "1", 7, 0.2 * (14 * (p - 0.5) if q > 1 / 14 else 6 - math.log(14 * q))),
         (Spherical(0.2), "2", 7, 0.2 * 6 * math.atanh(1 - 2 * beta)),
         (Ball(1.5), "2", 7, 3 * math.sqrt(ball)),
     )
@@ -60,6 +62,16 @@ def test_radii_of_two_probabilities(p: float, q: float) -> None:
     assert found >= max(math.log(p / q), -2 * math.log(1 - p + q)) * (1 - 1e-8)
 
 
+@pytest.mark.parametrize("noise", [Laplace(0.3), Cubic(0.2), Spherical(0.2)], ids=lambda n: n.words)
+@pytest.mark.parametrize("norm", ["1", "inf"])
+def test_a_ladder_has_the_mean_of_two_radii(noise: Noise, norm: Norm) -> None:
+    """What holds for two classes says it for all: half of it comes from p, half from 1 - q."""
+    shift = noise.shift(norm, 5)
+    for p, q in ((0.9, 0.05), (0.6, 0.3)):
+        mean = (shift.radius(p, 1 - p) + shift.radius(1 - q, q)) / 2
+        assert shift.radius(p, q) == pytest.approx(mean, rel=1e-12)
+
+
 @names
 @pytest.mark.parametrize("norm", NORMS)
 def test_radii_grow_with_the_probability_and_vanish_without_a_lead(noise: Noise, norm: Norm) -> None:
@@ -69,9 +81,6 @@ def test_radii_grow_with_the_probability_and_vanish_without_a_lead(noise: Noise,
     assert all(a < b < math.inf for a, b in pairwise(radii[1:]))
     assert shift.radius(0.5, 0.2) > shift.radius(0.5, 0.4) > 0
     assert shift.radius(1.0, 0.0) < math.inf
-    needed = probability_needed(shift, radii[3])
-    assert needed == pytest.approx(0.9, abs=1e-6)
-    assert probability_needed(shift, 1e9) == math.inf
 
 
 @names
@@ -265,7 +274,9 @@ def test_scales_that_are_none_are_refused() -> None:
         check_norm("3")
 
 
-def test_binomial_tails_agree_with_scipy() -> None:
-    """What ``sign_tail`` starts from: at 150,528 signs the corner is where it should be."""
-    k = int(binom.isf(1e-6, 150_528, 0.5))
-    assert binom.sf(k, 150_528, 0.5) <= 1e-6 < binom.sf(k - 1, 150_528, 0.5)
+@pytest.mark.parametrize("t", [0.4, 1e-3, 1e-6, 1e-12])
+def test_two_functions_of_binomial_tails_agree(t: float) -> None:
+    """``sign_tail`` takes its corner from one and the probability there from another."""
+    for size in (20, 3072, 150_528):
+        k = int(binom.isf(t, size, 0.5))
+        assert bdtrc(k, size, 0.5) <= t < bdtrc(k - 1, size, 0.5)
