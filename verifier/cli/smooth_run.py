@@ -16,6 +16,7 @@ from verifier.errors import InputError
 
 if TYPE_CHECKING:
     from verifier.attacks.classifier import Classifier
+    from verifier.examples import Examples
     from verifier.smoothing.base import Way
     from verifier.smoothing.curve import Line
     from verifier.smoothing.dataset import Plan
@@ -42,37 +43,48 @@ def begin(arguments: argparse.Namespace) -> Begun:
     """Read everything. Raises ``InputError`` and ``UnsupportedError``."""
     from verifier import arrays
     from verifier.examples import read_examples
-    from verifier.smoothing.certificates import check_samples
-    from verifier.smoothing.dataset import without_chance
-    from verifier.smoothing.derandomised import derandomise
 
-    check_samples(arguments.n0, arguments.n, arguments.alpha)
     classifier = _classifier(arguments)
     limit = arguments.max_bytes or arrays.MAX_BYTES
     examples = read_examples(arguments.data, classifier.shape, classifier.dtype, limit)
     if examples.labels is None:
         raise InputError(f"{arguments.data}: certified accuracy needs the classes of the inputs, the array y")
-    if arguments.noise == "splitting":
-        made = derandomise(
-            classifier, Fraction(arguments.sigma), levels=arguments.levels, seed=arguments.seed, way=_way(arguments)
-        )
-        width = made.cells / (2 * made.levels)
-        plan, default = without_chance(made, examples), tuple(width * k / 8 for k in range(9))
-        radii = _radii(arguments, default)
-    else:
-        from verifier.smoothing.dataset import sampled
-        from verifier.smoothing.estimation import Fixed, Sequential
-        from verifier.smoothing.schedule import Question
-        from verifier.smoothing.smoothed import smooth
-
-        norm, step = arguments.norm or "2", arguments.exact_noise
-        smoothed = smooth(classifier, _noise(arguments), layer=arguments.layer, step=step, way=_way(arguments))
-        radii = _radii(arguments, smoothed.default_radii(norm))
-        how = Fixed(arguments.n) if arguments.fixed else Sequential(radii, arguments.n)
-        rivals = not arguments.one_sided
-        asked = Question(norm, arguments.alpha, arguments.n0, arguments.top, rivals, arguments.together)
-        plan = sampled(smoothed, examples, asked, how, budget=arguments.budget, seed=arguments.seed)
+    make = _without_chance if arguments.noise == "splitting" else _sampled
+    plan, radii = make(arguments, classifier, examples)
     return Begun(plan, radii, examples.notes, _asked(arguments))
+
+
+def _sampled(
+    arguments: argparse.Namespace, classifier: Classifier, examples: Examples
+) -> tuple[Plan, tuple[float, ...]]:
+    """The plan for noise that is drawn, and the radii of the table, which sampling aims at."""
+    from verifier.smoothing import Fixed, Question, Sequential, smooth
+    from verifier.smoothing.dataset import sampled
+
+    norm = arguments.norm or "2"
+    question = Question(
+        norm, arguments.alpha, arguments.n0, arguments.top, not arguments.one_sided, arguments.together
+    )
+    smoothed = smooth(
+        classifier, _noise(arguments), layer=arguments.layer, step=arguments.exact_noise, way=_way(arguments)
+    )
+    radii = _radii(arguments, smoothed.default_radii(norm))
+    how = Fixed(arguments.n) if arguments.fixed else Sequential(radii, arguments.n)
+    return sampled(smoothed, examples, question, how, budget=arguments.budget, seed=arguments.seed), radii
+
+
+def _without_chance(
+    arguments: argparse.Namespace, classifier: Classifier, examples: Examples
+) -> tuple[Plan, tuple[float, ...]]:
+    """The plan for splitting noise, and the radii of the table."""
+    from verifier.smoothing import derandomise
+    from verifier.smoothing.dataset import without_chance
+
+    splitting = derandomise(
+        classifier, Fraction(arguments.sigma), levels=arguments.levels, seed=arguments.seed, way=_way(arguments)
+    )
+    width = splitting.cells / (2 * splitting.levels)
+    return without_chance(splitting, examples), _radii(arguments, tuple(width * k / 8 for k in range(9)))
 
 
 def certify(arguments: argparse.Namespace, begun: Begun) -> tuple[list[Line], bool]:
