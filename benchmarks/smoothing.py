@@ -4,167 +4,34 @@
     python -m benchmarks.smoothing savings --count 100 --plot FILE.png
     python -m benchmarks.smoothing throughput
 
-``statistics``: classifiers whose probabilities under the noise are known (intervals of one element: two classes with p
-uniform in [0.5, 1) or near 1, four classes with random shares). A certificate counts as false where its radius is above
-that which the true probabilities of its class and the others give. ``savings``: the network and the test images of
-``benchmarks/digits``; all procedures at the same radii. ``throughput``: noise, evaluation and counting against the
-evaluation alone of as many points that are there already, alternating, the least of several runs.
+``statistics``: false certificates of classifiers whose probabilities are known (``smoothing_truth``). ``savings``: the
+network and the test images of ``benchmarks/digits``; all procedures at the same radii. ``throughput``: noise,
+evaluation and counting against the evaluation alone of as many points that are there already, alternating, the least of
+several runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import binom, laplace, norm, uniform
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from benchmarks import train_digits
-from verifier.smoothing import (
-    Ball,
-    Cubic,
-    Fixed,
-    Gaussian,
-    Laplace,
-    Noise,
-    ProbablyRobust,
-    Question,
-    Sequential,
-    Spherical,
-    Uniform,
-    Way,
-    smooth,
-)
+from benchmarks.smoothing_truth import statistics
+from verifier.smoothing import Fixed, Question, Sequential, Way, smooth
 from verifier.smoothing.counting import Sampler, Stream
 from verifier.smoothing.curve import Line, certified_accuracy
 from verifier.smoothing.estimation import Estimation
-from verifier.smoothing.exact import GridNoise
-from verifier.smoothing.noise import check_norm
 from verifier.smoothing.plot import png
-from verifier.smoothing.schedule import Terms, certify_all
-from verifier.smoothing.shifts import among_first
 
-ALPHA = 0.05
 RADII = (0.0, 0.25, 0.5, 0.75)
-AIMS = (0.1, 0.25, 0.5)
-APART = 1000.0
-"""Between the first elements of two inputs: they tell a shared batch which classifier is asked."""
-
-
-def classifiers(count: int, several: bool) -> list[np.ndarray]:
-    """The shares of the classes, by classifier."""
-    random = np.random.default_rng(0)
-    if several:
-        return [np.sort(random.dirichlet(np.full(4, 0.7)))[::-1] for _ in range(count)]
-    ps = [1 - 10 ** random.uniform(-4, -1) if k % 2 else random.uniform(0.5, 1) for k in range(count)]
-    return [np.array([p, 1 - p]) for p in ps]
-
-
-def certificates(
-    noise: Noise, quantile: Callable[[np.ndarray], np.ndarray], shares: Sequence[np.ndarray], how: Estimation,
-    question: Question, budget: int | None = None,
-) -> list[ProbablyRobust]:  # fmt: skip
-    """Of classifiers that give the class in whose interval the last element of ``x + noise`` is. Without a budget each
-    input has one element."""
-    cuts = torch.from_numpy(np.stack([quantile(np.cumsum(s)[:-1].clip(max=1)) for s in shares]))
-    classes, size = len(shares[0]), 1 if budget is None else 2
-
-    def scores(points: Tensor, who: Tensor) -> Tensor:
-        chosen = (points[:, -1:] >= cuts[who]).sum(1)
-        return nn.functional.one_hot(chosen, classes).double()
-
-    terms = Terms(question, noise.shift(check_norm(question.norm), size), "real arithmetic")
-    draws = [torch.Generator().manual_seed(k) for k in range(len(shares))]
-    if budget is not None:
-        whole = Sampler(lambda x: scores(x, (x[:, 0] / APART).round().long()), classes, noise, 5000, torch.float64)
-        inputs = [
-            (k, Stream(torch.tensor([k * APART, 0.0], dtype=torch.float64), d), None) for k, d in enumerate(draws)
-        ]
-        found = dict(certify_all(whole, inputs, how, terms, budget))
-        return [found[k] for k in range(len(shares))]
-    results = []
-    for k, draw in enumerate(draws):
-        one = Sampler(lambda x, k=k: scores(x, torch.full((len(x),), k)), classes, noise, 5000, torch.float64)
-        stream = Stream(torch.zeros(1, dtype=torch.float64), draw)
-        results += [found for _, found in certify_all(one, [(k, stream, None)], how, terms)]
-    return results
-
-
-def false(found: ProbablyRobust, shares: np.ndarray, noise: Noise, question: Question, size: int) -> bool:
-    """Whether the radius is above that of the true probabilities."""
-    if found.label is None:
-        return False
-    p, others = float(shares[found.label]), np.delete(shares, found.label).tolist()
-    others = others if question.rivals or question.k == 1 else [1.0] * question.k
-    return found.radius > among_first(noise.shift(check_norm(question.norm), size), p, others, question.k)
-
-
-def statistics(count: int) -> Iterator[str]:
-    """Shares of false certificates, a line for each noise and procedure."""
-    yield f"| noise | norm | procedure | classifiers | false | allowed ({100 * ALPHA:g} %) | chance of more if exact |"
-    yield "| --- | --- | --- | ---: | ---: | ---: | ---: |"
-    grid = GridNoise.of(Gaussian(0.5), Fraction(1, 16))
-    steps = sorted(grid.chances())
-    reached = np.cumsum([grid.chances()[k] / 2**62 for k in steps])
-
-    def normal(p: np.ndarray) -> np.ndarray:
-        return np.asarray(0.5 * norm.ppf(p))
-
-    def double(p: np.ndarray) -> np.ndarray:
-        return np.asarray(0.5 * laplace.ppf(p))
-
-    def flat(p: np.ndarray) -> np.ndarray:
-        return np.asarray(uniform.ppf(p)) - 0.5
-
-    def stepped(p: np.ndarray) -> np.ndarray:
-        return np.array([steps[int(np.searchsorted(reached, v).clip(max=len(steps) - 1))] + 0.5 for v in p])
-
-    two = ("2", False, False, 1)
-    cases = [
-        (Gaussian(0.5), normal, *two), (Gaussian(0.5), normal, "2", True, True, 1),
-        (Gaussian(0.5), normal, "2", True, True, 2), (Gaussian(0.5), normal, "2", True, False, 2),
-        (Laplace(0.5), double, "1", False, False, 1), (Uniform(0.5), flat, "1", False, False, 1),
-        (Uniform(0.5), flat, "inf", False, False, 1), (Cubic(0.5), double, "inf", False, False, 1),
-        (Spherical(0.5), double, *two), (Ball(0.5), flat, *two), (grid, stepped, *two),
-    ]  # fmt: skip
-    for noise, quantile, measure, several, rivals, k in cases:
-        shares = classifiers(count, several)
-        if noise is grid:  # what the grid makes of the thresholds
-            shares = [_on_grid(s, stepped, steps, reached) for s in shares]
-        asked = Question(measure, ALPHA, k=k, rivals=rivals)
-        unit = 16 if noise is grid else 1
-        for name, how in (
-            ("fixed, 1,000", Fixed(1000)),
-            ("sequential, up to 5,000", Sequential([unit * r for r in AIMS], 5000)),
-        ):
-            found = certificates(noise, quantile, shares, how, asked)
-            wrong = sum(false(f, s, noise, asked, 1) for f, s in zip(found, shares, strict=True))
-            words = name + ", rivals" * rivals + f", first {k}" * (k > 1)
-            yield _row(noise.words, measure, words, count, wrong)
-    shares, asked = classifiers(count, False), Question("2", ALPHA)
-    found = certificates(Gaussian(0.5), normal, shares, Sequential(AIMS, 5000), asked, 500 * count)
-    wrong = sum(false(f, s, Gaussian(0.5), asked, 2) for f, s in zip(found, shares, strict=True))
-    yield _row("gaussian sigma=0.5", "2", "sequential, shared budget of 500 each", count, wrong)
-
-
-def _on_grid(
-    shares: np.ndarray, quantile: Callable[[np.ndarray], np.ndarray], steps: list[int], reached: np.ndarray
-) -> np.ndarray:
-    ends = [float(reached[steps.index(int(cut - 0.5))]) for cut in quantile(np.cumsum(shares)[:-1].clip(max=1))]
-    return np.diff([0.0, *ends, 1.0])
-
-
-def _row(noise: str, measure: str, name: str, count: int, wrong: int) -> str:
-    tail = float(binom.sf(wrong, count, ALPHA))
-    return f"| {noise} | {measure} | {name} | {count} | {wrong} | {math.floor(ALPHA * count)} | {tail:.3f} |"
 
 
 def savings(count: int, plot: Path | None) -> Iterator[str]:
