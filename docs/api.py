@@ -12,7 +12,9 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGES = ("bounds", "milp", "verifier", "verifier.coverage", "verifier.statistics", "verifier.training")
+PACKAGES = (
+    "bounds", "milp", "verifier", "verifier.coverage", "verifier.smoothing", "verifier.statistics", "verifier.training",
+)  # fmt: skip
 TARGET = Path(__file__).with_name("api.txt")
 
 

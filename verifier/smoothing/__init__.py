@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from verifier.smoothing.base import Way
 from verifier.smoothing.certificates import ProbablyRobust
-from verifier.smoothing.derandomised import Derandomised, derandomise
+from verifier.smoothing.derandomised import Derandomised, Splitting, derandomise
 from verifier.smoothing.estimation import Fixed, Sequential
 from verifier.smoothing.hardness import largest_certifiable
 from verifier.smoothing.noise import Gaussian, Laplace, Noise, Uniform
@@ -36,6 +36,7 @@ __all__ = [
     "Sequential",
     "Smoothed",
     "Spherical",
+    "Splitting",
     "Uniform",
     "Way",
     "derandomise",

@@ -105,7 +105,7 @@ class Smoothed:
         return torch.from_numpy(fit_examples(given, None, self.shape, wide).x).to(self.device)
 
     def default_radii(self, norm: str) -> tuple[float, ...]:
-        """Eight radii from 0 to what a probability of 99.9 % certifies: where ``Sequential`` looks, if nothing else is
+        """Nine radii from 0 to what a probability of 99.9 % certifies: where ``Sequential`` looks, if nothing else is
         said."""
         most = self.place.shift(check_norm(norm), int(np.prod(self.shape))).radius(0.999, 0.001)
         return tuple(float(f"{most * k / 8:.2g}") for k in range(9))
