@@ -32,8 +32,6 @@ slow, since values leave the caches and large blocks of memory are fetched anew.
 _SHARE = 0.25
 """Of the free memory of a GPU that a batch may take."""
 
-_NO_HALF = "half precision is for GPUs: on a processor it is slower"
-
 
 @dataclass(frozen=True, slots=True)
 class Way:
@@ -67,46 +65,53 @@ def base(model: Model, shape: Sequence[int] | None, way: Way) -> Base:
     return _of_module(model, shape, way) if isinstance(model, nn.Module) else _of_file(model, way)
 
 
-def _of_file(model: str | Path | bytes | Network | Graph | Classifier, way: Way) -> Base:
-    place = _device(way)
-    if isinstance(model, Graph):
-        size, out = (model.nodes[ends[0]].shape for ends in (model.inputs, model.outputs))
-        found = GraphOracle.of(model, torch.float32, place)
-        return Base(_run(found.outputs, way), math.prod(out), size, _rows(found, way), torch.float32, place)
-    classifier = model if isinstance(model, Classifier) else Classifier.of(model)
-    asked = classifier.oracle(place)
-    dtype = torch.float64 if classifier.dtype is np.float64 else torch.float32
-    return Base(_run(asked.outputs, way), classifier.classes, classifier.shape, _rows(asked, way), dtype, asked.device)
-
-
 def behind_layer(model: Model, shape: Sequence[int] | None, way: Way) -> tuple[Base, NoiseLayer]:
     """A model cut after its first layer; the scores are those of the layer's values. Raises ``InputError`` and
     ``UnsupportedError``."""
+    graph, dtype, place = _layers_of(model, shape, way)
+    found = noise_layer(graph, dtype, place)
+    layer = replace(found, after=_run(found.after, way))
+    rows = way.rows or _fitting(cost(graph)[1], place)
+    return Base(layer.after, _classes(graph), _shape(graph), rows, dtype, place), layer
+
+
+def _of_file(model: str | Path | bytes | Network | Graph | Classifier, way: Way) -> Base:
+    place = _device(way)
+    if isinstance(model, Graph):
+        found = GraphOracle.of(model, torch.float32, place)
+        return Base(_run(found.outputs, way), _classes(model), _shape(model), _rows(found, way), torch.float32, place)
+    classifier = model if isinstance(model, Classifier) else Classifier.of(model)
+    asked, dtype = classifier.oracle(place), _dtype(classifier)
+    return Base(_run(asked.outputs, way), classifier.classes, classifier.shape, _rows(asked, way), dtype, asked.device)
+
+
+def _layers_of(model: Model, shape: Sequence[int] | None, way: Way) -> tuple[Graph, torch.dtype, torch.device]:
+    """The layers of the file or the module (neurons are not merged, so that there is noise on each of them), their
+    type, and where they run."""
     if isinstance(model, nn.Module):
         whole = _of_module(model, shape, way)
-        place, dtype = whole.device, whole.dtype
-        graph = trace(model, torch.zeros((1, *whole.shape), dtype=dtype, device=place))
-    else:
-        wide = isinstance(model, Classifier) and model.dtype is np.float64
-        place, dtype, graph = _device(way), torch.float64 if wide else torch.float32, _layers_of(model)
-    found = noise_layer(graph, dtype, place)
-    behind = replace(found, after=_run(found.after, way))
-    size, out = (graph.nodes[ends[0]].shape for ends in (graph.inputs, graph.outputs))
-    rows = way.rows or _fitting(cost(graph)[1], place)
-    return Base(behind.after, math.prod(out), size, rows, dtype, place), behind
+        example = torch.zeros((1, *whole.shape), dtype=whole.dtype, device=whole.device)
+        return trace(model, example), whole.dtype, whole.device
+    place = _device(way)
+    if isinstance(model, Graph):
+        return model, torch.float32, place
+    network = read_network(model, normalised=False) if isinstance(model, str | Path | bytes) else model
+    classifier = network if isinstance(network, Classifier) else Classifier.of(network)
+    if classifier.graph is None:
+        raise UnsupportedError(f"noise after the first layer takes a model that can be read: {classifier.why}")
+    return classifier.graph, _dtype(classifier), place
 
 
-def _layers_of(model: str | Path | bytes | Network | Graph | Classifier) -> Graph:
-    """The layers of the file: neurons are not merged, so that there is noise on each of them."""
-    match model:
-        case Graph():
-            return model
-        case Classifier(graph=None, why=why):
-            raise UnsupportedError(f"noise after the first layer takes a model that can be read: {why}")
-        case Classifier(graph=graph) | Network(graph=graph) if graph is not None:
-            return graph
-    assert isinstance(model, str | Path | bytes)
-    return read_network(model, normalised=False).graph
+def _shape(graph: Graph) -> tuple[int, ...]:
+    return graph.nodes[graph.inputs[0]].shape
+
+
+def _classes(graph: Graph) -> int:
+    return math.prod(graph.nodes[graph.outputs[0]].shape)
+
+
+def _dtype(classifier: Classifier) -> torch.dtype:
+    return torch.float64 if classifier.dtype is np.float64 else torch.float32
 
 
 def _of_module(module: nn.Module, shape: Sequence[int] | None, way: Way) -> Base:
@@ -115,7 +120,7 @@ def _of_module(module: nn.Module, shape: Sequence[int] | None, way: Way) -> Base
     if module.training:
         raise InputError("the module is in training mode, where it may compute something else: call its eval() first")
     first = next((p for p in module.parameters() if p.is_floating_point()), None)
-    place = torch.device("cpu") if first is None else first.device
+    place = _fit_for(way, torch.device("cpu") if first is None else first.device)
     dtype = torch.float32 if first is None else first.dtype
     sizes = tuple(shape)
 
@@ -125,8 +130,6 @@ def _of_module(module: nn.Module, shape: Sequence[int] | None, way: Way) -> Base
 
     example = torch.zeros((1, math.prod(sizes)), dtype=dtype, device=place)
     elements, classes = _elements(module, scores, example)
-    if way.half and place.type != "cuda":
-        raise InputError(_NO_HALF)
     return Base(_run(scores, way), classes, sizes, way.rows or _fitting(elements, place), dtype, place)
 
 
@@ -151,9 +154,12 @@ def _elements(module: nn.Module, scores: Scores, example: Tensor) -> tuple[int, 
 def _device(way: Way) -> torch.device:
     from verifier.pipeline import choose_device
 
-    place = choose_device(way.device)
+    return _fit_for(way, choose_device(way.device))
+
+
+def _fit_for(way: Way, place: torch.device) -> torch.device:
     if way.half and place.type != "cuda":
-        raise InputError(_NO_HALF)
+        raise InputError("half precision is for GPUs: on a processor it is slower")
     return place
 
 

@@ -24,13 +24,12 @@ from verifier.smoothing.sensitivity import Norms, sensitivities
 @dataclass(frozen=True, slots=True, eq=False)
 class NoiseLayer:
     """``after(before(x))`` are the scores of a classifier, up to rounding; ``before`` takes ``[P, n]`` to ``[P, size]``
-    and is affine, ``after`` takes ``[P, size]`` to ``[P, classes]``. ``rows``: points of one call of either at most;
-    ``name`` of the node whose values are between them. ``sensitivities``: see ``sensitivity.sensitivities``."""
+    and is affine, ``after`` takes ``[P, size]`` to ``[P, classes]``. ``name``: of the node whose values are between
+    them. ``sensitivities``: see ``sensitivity.sensitivities``."""
 
     before: Scores
     after: Scores
     size: int
-    rows: int
     name: str
     sensitivities: Mapping[Norms, float]
 
@@ -46,7 +45,7 @@ def noise_layer(graph: Graph, dtype: torch.dtype = torch.float32, device: torch.
     found = sensitivities(first)
     before, after = (GraphOracle.of(part, dtype, device) for part in (first, second))
     size = math.prod(second.nodes[second.inputs[0]].shape)
-    return NoiseLayer(before.outputs, after.outputs, size, min(before.rows, after.rows), name, found)
+    return NoiseLayer(before.outputs, after.outputs, size, name, found)
 
 
 def cut(graph: Graph) -> tuple[Graph, Graph, str]:

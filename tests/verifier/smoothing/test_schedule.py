@@ -59,7 +59,7 @@ def certified(
 @pytest.mark.parametrize("estimation", [Fixed(1000), Sequential((0.1, 0.3, 0.5), 3000)], ids=["fixed", "sequential"])
 def test_false_certificates_are_rarer_than_alpha(estimation: Estimation, rivals: bool) -> None:
     """Half-spaces, whose smoothed radius is sigma Phi^-1(p) exactly: a larger one or another class is false."""
-    alpha, number = 0.05, 250
+    alpha, number = 0.05, 200
     cuts = (SIGMA * ndtri(np.random.default_rng(7).uniform(0.5, 0.999, number))).tolist()
     found = certified(cuts, estimation, Question(alpha=alpha, rivals=rivals))
     wrong = sum(one.label == 1 or (one.label == 0 and one.radius > cut) for one, cut in zip(
@@ -151,9 +151,9 @@ def test_a_shared_budget_is_kept_and_goes_where_it_gains() -> None:
 
 def test_false_certificates_are_rare_under_a_shared_budget() -> None:
     """The budget looks at all counts to choose: sequential limits must not mind."""
-    alpha, number = 0.05, 300
+    alpha, number = 0.05, 150
     cuts = (SIGMA * ndtri(np.random.default_rng(9).uniform(0.5, 0.9, number))).tolist()
-    found = certified(cuts, Sequential((0.1, 0.3, 0.5), 3000), Question(alpha=alpha), budget=200_000)
+    found = certified(cuts, Sequential((0.1, 0.3, 0.5), 3000), Question(alpha=alpha), budget=100_000)
     wrong = sum(found[k].label == 1 or (found[k].label == 0 and found[k].radius > cuts[k]) for k in range(number))
     assert wrong <= binom.ppf(0.9999, number, alpha)
 

@@ -15,6 +15,7 @@ import verifier
 from verifier.errors import InputError, UnsupportedError
 from verifier.smoothing import Cubic, Fixed, Gaussian, Laplace, Question, Way, smooth
 from verifier.smoothing.places import AfterLayer
+from verifier.training import export
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,15 @@ def test_models_that_cannot_be_read_are_run_by_onnxruntime(tmp_path: Path) -> No
     assert 0.3 < found.radius < 0.6 / 3**0.5  # the distance of the half-space
     with pytest.raises(UnsupportedError, match="LpNormalization"):
         smooth(path, 0.5, layer=True)
+
+
+@pytest.mark.parametrize("layer", [False, True])
+def test_models_of_doubles_are_run_in_doubles(layer: bool, tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).double().eval()
+    export(module, tmp_path / "double.onnx", (2,))
+    for model in (tmp_path / "double.onnx", (tmp_path / "double.onnx").read_bytes(), module):
+        smoothed = smooth(model, 1.0, shape=(2,), layer=layer)
+        assert smoothed.dtype == smoothed.place.start(smoothed.inputs(np.zeros((1, 2)))[0]).dtype == torch.float64
 
 
 def test_what_is_missing_is_said(path: Path) -> None:

@@ -305,8 +305,9 @@ def test_certified_training_follows_statistics_of_batches() -> None:
 
 def test_errors_say_what_to_do() -> None:
     module, (x, y) = small(), batch()
+    certified = Certified.of(module, x[:1], 0.1)
     with pytest.raises(InputError, match="another module"):
-        Certified.of(module, x[:1], 0.1)(small(), x, y, draw())
+        certified(small(), x, y, draw())
     with pytest.raises(InputError, match="at least one"):
         Adversary(0.1, steps=0)
     with pytest.raises(InputError, match="inf and 2"):
@@ -326,8 +327,8 @@ def test_errors_say_what_to_do() -> None:
     with pytest.raises(InputError, match=r"must return \[B, 4\]"):
         CentreLoss(centres(3, 4))(module(x), y)
     with pytest.raises(InputError, match="kappa"):
-        replace(Certified.of(module, x[:1], 0.1), kappa=2.0)
+        replace(certified, kappa=2.0)
     with pytest.raises(InputError, match="weight"):
-        Expressive(Plain(), Certified.of(module, x[:1], 0.1), 1.5)
+        Expressive(Plain(), certified, 1.5)
     with pytest.raises(InputError, match="begin < end"):
-        ramp(Certified.of(module, x[:1], 0.1), 0.5, 0.5)
+        ramp(certified, 0.5, 0.5)
