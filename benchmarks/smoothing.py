@@ -31,7 +31,7 @@ from verifier.smoothing.curve import Line, certified_accuracy
 from verifier.smoothing.estimation import Estimation
 from verifier.smoothing.plot import png
 
-RADII = (0.0, 0.25, 0.5, 0.75)
+RADII = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 def savings(count: int, plot: Path | None) -> Iterator[str]:

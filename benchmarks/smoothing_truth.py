@@ -30,6 +30,7 @@ from verifier.smoothing import (
     Sequential,
     Spherical,
     Uniform,
+    smooth,
 )
 from verifier.smoothing.counting import Sampler, Stream
 from verifier.smoothing.estimation import Estimation
@@ -154,6 +155,20 @@ class OnSteps:
         return np.diff([0.0, *ends, 1.0])
 
 
+def layered(ps: np.ndarray, how: Estimation) -> int:
+    """How many certificates are false of inputs of a network: a layer that doubles, noise, and a threshold."""
+    net, cut = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)).eval(), 16.0
+    with torch.no_grad():
+        net[0].weight.fill_(2)
+        net[0].bias.fill_(0)
+        net[2].weight.copy_(torch.tensor([[-1.0], [1.0]]))
+        net[2].bias.copy_(torch.tensor([cut, -cut]))
+    x = ((cut - 0.5 * norm.ppf(ps)) / 2).astype(np.float32)
+    asked = Question(alpha=ALPHA, rivals=False)
+    found = smooth(net, 0.5, shape=(1,), layer=True).certify(x[:, None], how, asked)
+    return sum(one.label == 1 or one.radius > cut / 2 - float(at) for one, at in zip(found, x, strict=True))
+
+
 def statistics(count: int) -> Iterator[str]:
     """Shares of false certificates, a line for each noise and procedure."""
     yield f"| noise | norm | procedure | classifiers | false | allowed ({100 * ALPHA:g} %) | chance of more if exact |"
@@ -171,6 +186,12 @@ def statistics(count: int) -> Iterator[str]:
             wrong = sum(false(f, s, case.noise, asked, 1) for f, s in zip(found, shares, strict=True))
             words = name + ", rivals" * (case.several and asked.rivals) + f", first {asked.k}" * (asked.k > 1)
             yield _row(case.noise.words, asked.norm, words, count, wrong)
+    ps = np.array([s[0] for s in classifiers(count, False)])
+    for name, how in (
+        ("fixed, 1,000", Fixed(1000)),
+        ("sequential, up to 5,000", Sequential([r / 2 for r in AIMS], 5000)),
+    ):
+        yield _row("gaussian sigma=0.5 after a layer", "2", name, count, layered(ps, how))
     first, shares, asked = next(cases()), classifiers(count, False), Question("2", ALPHA)
     found = certificates(first.noise, first.quantile, shares, Sequential(AIMS, 5000), asked, 500 * count)
     wrong = sum(false(f, s, first.noise, asked, 2) for f, s in zip(found, shares, strict=True))
