@@ -105,10 +105,13 @@ def run(arguments: argparse.Namespace) -> int:
     lines, interrupted = certify(arguments, begun)
     if not arguments.quiet:
         seconds = limits.now() - start
-        print(f"verifier: {len(lines)} of {len(plan.labels)} inputs after {seconds:.1f} s; {plan.guarantee}",
-              file=sys.stderr)
+        print(f"verifier: {len(lines)} of {len(plan.labels)} inputs after {seconds:.1f} s, norm {plan.norm}; "
+              f"{plan.guarantee}", file=sys.stderr)
         for note in plan.notes:
             print(f"verifier: {note}", file=sys.stderr)
+        if lines and not any(line.radius for line in lines):
+            print("verifier: nothing is certified, which says little of the model where samples are few: "
+                  f"there were at most {arguments.n} (--n), for an alpha of {arguments.alpha:g}", file=sys.stderr)
     answer(arguments, begun, lines)
     return INTERRUPTED if interrupted else 0
 

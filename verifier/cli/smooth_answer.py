@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from verifier.smoothing.curve import Line
 
 SCHEMA = "nn-verifier/smooth/1"
+_OF_LOGS = ("as certified when each log was written, about the smoothed classifier; probabilistic unless the noise was "
+            "splitting")  # fmt: skip
 
 
 def answer(arguments: argparse.Namespace, begun: Begun, lines: list[Line]) -> None:
@@ -37,7 +40,10 @@ def compare(arguments: argparse.Namespace) -> int:
     radii = sorted({0.0, *(arguments.radii or [most * k / 8 for k in range(1, 9)])})
     _draw(arguments, logs, "certified accuracy", "")
     data = {name: certified_accuracy(lines, radii) for name, lines in logs.items()}
-    record = {"schema": SCHEMA, "verifier": __version__, "radii": radii, "logs": data}
+    record = {"schema": SCHEMA, "verifier": __version__, "guarantee": _OF_LOGS, "radii": radii, "logs": data}
+    if not arguments.quiet:
+        print(f"verifier: {_OF_LOGS}; sampling aimed at the radii of each run: compare runs with the same --radii",
+              file=sys.stderr)
     answered(aligned(_table(logs, radii)), record, arguments.json)
     return 0
 

@@ -15,6 +15,8 @@ from verifier.cli.display import Display, choose_mode
 from verifier.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from verifier.attacks.classifier import Classifier
     from verifier.examples import Examples
     from verifier.smoothing.base import Way
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from verifier.smoothing.dataset import Plan
     from verifier.smoothing.noise import Noise
 
+_SPREAD = 200  # images of 8 bits in [0, 255] have 255 for a noise of 1; in [0, 1] it would be a noise of 0.005
 _ASKED = (
     "model", "data", "noise", "sigma", "norm", "exact_noise", "layer", "levels", "mean", "std", "n", "n0", "alpha",
     "together", "fixed", "budget", "one_sided", "top", "radii", "rows", "half", "seed",
@@ -51,7 +54,7 @@ def begin(arguments: argparse.Namespace) -> Begun:
         raise InputError(f"{arguments.data}: certified accuracy needs the classes of the inputs, the array y")
     make = _without_chance if arguments.noise == "splitting" else _sampled
     plan, radii = make(arguments, classifier, examples)
-    return Begun(plan, radii, examples.notes, _asked(arguments))
+    return Begun(plan, radii, (*examples.notes, *_scale(examples.x, arguments.sigma)), _asked(arguments))
 
 
 def _sampled(
@@ -139,12 +142,24 @@ def _way(arguments: argparse.Namespace) -> Way:
     return Way(arguments.rows, arguments.device, arguments.half)
 
 
+def _scale(x: np.ndarray, sigma: float) -> tuple[str, ...]:
+    """A warning where noise is so small beside the values that it is likely meant for images in [0, 1]."""
+    least, most = float(x.min()), float(x.max())
+    if most - least <= _SPREAD * sigma:
+        return ()
+    return (
+        f"warning: the examples lie in [{least:g}, {most:g}], and noise of {sigma:g} hardly changes them; noise and "
+        "radii are in these units: if the model wants values in [0, 1], scale the examples",
+    )
+
+
 def _radii(arguments: argparse.Namespace, default: tuple[float, ...]) -> tuple[float, ...]:
     return default if arguments.radii is None else tuple(sorted({0.0, *arguments.radii}))
 
 
 def _asked(arguments: argparse.Namespace) -> Mapping[str, Any]:
     asked = {name: getattr(arguments, name) for name in _ASKED}
+    asked["norm"] = arguments.norm or ("1" if arguments.noise == "splitting" else "2")  # said or not, it is the same
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in asked.items() if v is not None and v is not False}
     return {**asked, "sha256": {"model": _digest(arguments.model), "data": _digest(arguments.data)}}
 

@@ -47,8 +47,7 @@ class Log:
         self.lines: dict[int, Line] = {}
         beside = path.with_name(path.name + ".json")
         if path.exists():
-            if not beside.is_file() or beside.read_text(encoding="utf-8") != self._asked:
-                raise InputError(f"{path}: is a log of something else, or none; name another file or remove it")
+            _same(path, beside, self._asked)
             self.lines = {line.number: line for line in read_log(path)}
         beside.write_text(self._asked, encoding="utf-8")
         text = "\n".join([HEAD, *(line.text for line in self.lines.values())])
@@ -59,6 +58,22 @@ class Log:
         self.lines[line.number] = line
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line.text + "\n")
+
+
+def _same(path: Path, beside: Path, asked: str) -> None:
+    """Raise ``InputError``, with what differs, unless the log was made by the same question."""
+    why = f"{beside.name} is not there"
+    if beside.is_file():
+        then = beside.read_text(encoding="utf-8")
+        if then == asked:
+            return
+        try:
+            old, new = json.loads(then), json.loads(asked)
+            differs = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+            why = "it differs in " + ", ".join("the files" if name == "sha256" else name for name in differs)
+        except (ValueError, TypeError):
+            why = f"{beside.name} cannot be read"
+    raise InputError(f"{path}: is a log of something else, or none ({why}); name another file or remove it")
 
 
 def read_log(path: Path) -> list[Line]:

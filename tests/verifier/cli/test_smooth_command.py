@@ -88,6 +88,20 @@ def test_an_interrupted_run_goes_on_where_it_was(
     code, _, err = call([*asked, "--fixed", "--seed", "1", "--log", str(log)], capsys)
     assert code == 2
     assert "something else" in err
+    assert "it differs in seed)" in err
+    assert call([*asked, "--fixed", "--norm", "2", "--log", str(log)], capsys)[0] == 0  # the default, said
+
+
+def test_few_samples_and_large_values_are_remarked(asked: list[str], tmp_path: Path, capsys: Capture) -> None:
+    with np.load(asked[3]) as data:
+        np.savez(tmp_path / "levels.npz", x=data["x"] * 255, y=data["y"])
+    few = [*asked[:3], asked[3], *asked[4:6], "--n", "10"]
+    _, _, err = call(few, capsys)
+    assert "nothing is certified" in err
+    assert "norm 2" in err
+    assert "warning" not in err
+    _, _, err = call([*few[:3], str(tmp_path / "levels.npz"), *few[4:]], capsys)
+    assert "hardly changes them" in err
 
 
 def test_logs_side_by_side(asked: list[str], tmp_path: Path, capsys: Capture) -> None:
@@ -97,7 +111,10 @@ def test_logs_side_by_side(asked: list[str], tmp_path: Path, capsys: Capture) ->
     code, out, _ = call(["smooth", "--compare", *logs, "--radii", "0.1", "--plot", str(tmp_path / "c.svg")], capsys)
     assert code == 0
     assert out.splitlines()[0].split() == ["radius", *logs]
-    record = valid(call(["smooth", "--compare", *logs, "--json", "-"], capsys)[1])
+    code, out, err = call(["smooth", "--compare", *logs, "--json", "-"], capsys)
+    record = valid(out)
+    assert "smoothed classifier" in record["guarantee"]
+    assert "smoothed classifier" in err
     assert set(record["logs"]) == set(logs)
     assert (tmp_path / "c.svg").read_text(encoding="utf-8").count("<polyline") == 2
 
