@@ -15,7 +15,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from scipy.special import bdtrc, gammaln, ndtr, ndtri
+from scipy.special import betainc, ndtr, ndtri
 from scipy.stats import binom
 from torch import Tensor
 
@@ -23,6 +23,12 @@ from verifier.errors import InputError
 from verifier.smoothing.shifts import Ladder, Larger, Overlap, Scaled, Shift
 
 Norm = Literal["1", "2", "inf"]
+
+_SCALES = (1e-100, 1e100)
+
+_LEAST_TAIL = 2.0**-53
+"""Quantiles of binomial numbers are sought no further out than a probability below 1 can be from it: beyond, those of
+scipy are wrong, and corners underflow. A tail that ends early is shorter, which is safe."""
 
 
 @runtime_checkable
@@ -195,14 +201,15 @@ def sign_tail(t: float, size: int) -> float:
     gains is E[S; the largest S of probability s]: piecewise linear in s, of slope 2k - size where k signs are +1, and
     size pmf(k - 1; size - 1) / 2 at the corner ``P(at least k)``. So 1 / phi integrates to logarithms.
     """
+    t = max(t, _LEAST_TAIL)
     k = int(binom.isf(t, size, 0.5))  # P(more than k) <= t
     whole = np.arange(size // 2 + 1, k)
     found = float((np.log(whole / (size - whole)) / (2 * whole - size)).sum())
     if size % 2 == 0:  # 0 is the median of S: until its first corner nothing is gained
-        found += _even_middle(max(t, float(bdtrc(size // 2, size, 0.5))), size)
+        found += _even_middle(max(t, _above(size // 2, size)), size)
     slope = 2 * k - size
     if slope > 0:
-        above, corner = float(bdtrc(k, size, 0.5)), _gain(k, size)
+        above, corner = _above(k, size), _gain(k, size)
         found += -math.log((size - k) / k + slope * max(0.0, t - above) / corner) / slope
     return max(0.0, found)
 
@@ -213,8 +220,12 @@ def _even_middle(t: float, size: int) -> float:
 
 def _gain(k: int, size: int) -> float:
     """E[S; at least k signs are +1]."""
-    log = gammaln(size) - gammaln(k) - gammaln(size - k + 1) - size * math.log(2)
-    return size * math.exp(float(log))
+    return size / 2 * float(binom.pmf(k - 1, size - 1, 0.5))
+
+
+def _above(k: int, size: int) -> float:
+    """P(more than k signs are +1), to more digits than cumulative distributions of large sizes have."""
+    return float(betainc(k + 1, size - k, 0.5)) if k < size else 0.0
 
 
 def _normal_tail(t: float) -> float:
@@ -236,6 +247,8 @@ def check_norm(norm: str) -> Norm:
 
 
 def positive(name: str, value: float) -> None:
-    """Raise ``InputError`` for a scale that is none."""
+    """Raise ``InputError`` for a scale that is none, or so far from 1 that its square is out of range."""
     if not (math.isfinite(value) and value > 0):
         raise InputError(f"{name}: {value} is not a positive number")
+    if not _SCALES[0] <= value <= _SCALES[1]:
+        raise InputError(f"{name}: {value:g} is not between {_SCALES[0]:g} and {_SCALES[1]:g}")

@@ -280,3 +280,35 @@ def test_two_functions_of_binomial_tails_agree(t: float) -> None:
     for size in (20, 3072, 150_528):
         k = int(binom.isf(t, size, 0.5))
         assert bdtrc(k, size, 0.5) <= t < bdtrc(k - 1, size, 0.5)
+
+
+@pytest.mark.parametrize("size", [784, 3072])
+def test_sign_tails_far_out_are_no_longer_than_the_truth(size: int) -> None:
+    """Beyond 2^-53 quantiles of binomial numbers are wrong, and corners underflow."""
+    shift = Laplace(1.0).shift("inf", size)
+    assert shift.radius(0.99, 1e-20) <= shift.radius(0.99, 1e-15) * 1.2
+    assert sign_tail(1e-300, size) <= sign_tail(2.0**-53, size)
+    assert 0 < among_first(shift, 0.6, [0.3, 0.2, 0.1], 2) < math.inf
+
+
+def test_sign_tails_of_large_inputs() -> None:
+    """Against the integral in 40 digits, of the last part alone: from 0.49 to 1/2."""
+    size = 150_528
+    with mpmath.workdps(40):
+        gain = mpmath.binomial(size - 1, size // 2) * size / mpmath.mpf(2) ** size
+        middle = (1 - mpmath.binomial(size, size // 2) / mpmath.mpf(2) ** size) / 2
+        flat = (mpmath.mpf(0.5) - middle) / gain
+        parts, at, k = mpmath.mpf(0), middle, size // 2 + 1
+        while at > 0.49:
+            mass = mpmath.binomial(size, k) / mpmath.mpf(2) ** size
+            below = max(at - mass, mpmath.mpf(0.49))
+            less = gain - (2 * k - size) * (at - below)
+            parts += mpmath.log(gain / less) / (2 * k - size)
+            at, gain, k = below, less, k + 1
+        assert sign_tail(0.49, size) == pytest.approx(float(flat + parts), rel=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_scales_whose_squares_are_out_of_range_are_refused(scale: float) -> None:
+    with pytest.raises(InputError, match="not between"):
+        Laplace(scale)
