@@ -11,7 +11,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from verifier.errors import InputError
+from verifier.errors import InputError, UnsupportedError
 from verifier.examples import fit_examples
 from verifier.smoothing.base import Base, Model, Way, base, behind_layer
 from verifier.smoothing.certificates import ProbablyRobust, check_samples
@@ -141,6 +141,8 @@ def smooth(
     found = base(model, shape, way)
     if step is None:
         return _smoothed(found, AtInput(noise, found.scores))
+    if found.dtype not in (torch.float32, torch.float64):
+        raise UnsupportedError(f"exact noise: whole numbers of images and noise are not exact in {found.dtype}")
     return _smoothed(found, OnGrid(GridNoise.of(noise, Fraction(step), found.device), found.scores))
 
 

@@ -21,6 +21,7 @@ from verifier.smoothing.noise import Gaussian, Independent, Laplace, Uniform
 from verifier.smoothing.places import OnGrid
 from verifier.smoothing.radial import Cubic
 from verifier.smoothing.schedule import Question, Terms, certify_all
+from verifier.smoothing.smoothed import smooth
 
 NOISES: tuple[Independent, ...] = (Gaussian(0.25), Laplace(0.1), Uniform(0.5), Gaussian(0.0005), Gaussian(4.0))
 
@@ -140,3 +141,10 @@ def test_what_cannot_be_exact_is_refused() -> None:
     place = OnGrid(GridNoise.of(Gaussian(1.0), Fraction(1, 255)), lambda x: x)
     with pytest.raises(InputError, match="take a larger step"):
         place.start(torch.tensor([65_800.0]))
+
+
+def test_types_in_which_whole_numbers_are_rounded_are_refused() -> None:
+    """bfloat16 has 8 digits: 401 + noise would be rounded to numbers of 400 + noise."""
+    module = torch.nn.Linear(1, 2).bfloat16().eval()
+    with pytest.raises(UnsupportedError, match="bfloat16"):
+        smooth(module, 20.0, shape=(1,), step="1")
