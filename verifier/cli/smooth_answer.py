@@ -25,7 +25,8 @@ def answer(arguments: argparse.Namespace, begun: Begun, lines: list[Line]) -> No
     plan = begun.plan
     title = f"certified accuracy, {arguments.noise} {arguments.sigma:g}; {plan.guarantee.split(':')[0]}"
     _draw(arguments, {"": lines}, title, plan.norm)
-    answered(aligned(_table({"certified": lines}, begun.radii)), _record(begun, lines), arguments.json)
+    table = [*aligned(_table({"certified": lines}, begun.radii)), plan.guarantee]
+    answered(table, _record(begun, lines), arguments.json)
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -38,7 +39,7 @@ def compare(arguments: argparse.Namespace) -> int:
     logs = {str(path): read_log(path) for path in arguments.compare}
     most = max((line.radius for lines in logs.values() for line in lines), default=0.0)
     radii = sorted({0.0, *(arguments.radii or [most * k / 8 for k in range(1, 9)])})
-    _draw(arguments, logs, "certified accuracy", "")
+    _draw(arguments, logs, "certified accuracy of smoothed classifiers", "")
     data = {name: certified_accuracy(lines, radii) for name, lines in logs.items()}
     record = {"schema": SCHEMA, "verifier": __version__, "guarantee": _OF_LOGS, "radii": radii, "logs": data}
     if not arguments.quiet:

@@ -95,7 +95,7 @@ def certify(arguments: argparse.Namespace, begun: Begun) -> tuple[list[Line], bo
     from verifier.smoothing.curve import ABSTAIN, Line, Log
 
     labels = begun.plan.labels
-    log = None if arguments.log is None else Log(arguments.log, begun.asked)
+    log = None if arguments.log is None else Log(arguments.log, {**begun.asked, "guarantee": begun.plan.guarantee})
     lines = {} if log is None else dict(log.lines)
     interrupted, before = False, limits.now()
     with Display(choose_mode(arguments.quiet)) as display:
@@ -107,9 +107,10 @@ def certify(arguments: argparse.Namespace, begun: Begun) -> tuple[list[Line], bo
 
             for k, label, radius, words in begun.plan.certify(left, report):
                 seconds, before = limits.now() - before, limits.now()
-                lines[k] = Line(k, int(labels[k]), ABSTAIN if label is None else label, radius, seconds)
+                line = Line(k, int(labels[k]), ABSTAIN if label is None else label, radius, seconds)
                 if log is not None:
-                    log.add(lines[k])
+                    log.add(line)
+                lines[k] = line
                 last = f", the last: {words}"
         except KeyboardInterrupt:
             interrupted = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Protocol
 
 from scipy.stats import beta
@@ -125,9 +126,13 @@ class Claim:
 
 
 def percent(alpha: float) -> str:
-    """The confidence of a level, with as many digits as it takes to be below 100 %."""
+    """The confidence of a level, rounded down, with as many digits, six at least, as it takes to say how far it is
+    from 100 %."""
     share = 100 * confidence_of(alpha)
-    return next(text for text in (f"{share:.{digits}g}" for digits in range(6, 18)) if float(text) < 100) + " %"
+    near = Decimal(f"{share:.15g}")  # of floating point: 1 - 0.001 is meant to be 0.999
+    whole = near if near < 100 else Decimal(share)
+    shown = (Context(prec=digits, rounding=ROUND_FLOOR).plus(whole) for digits in range(6, 18))
+    return f"{next((one for one in shown if 100 - one <= (100 - whole) * Decimal('1.1')), whole).normalize():f} %"
 
 
 def confidence_of(alpha: float) -> float:

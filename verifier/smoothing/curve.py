@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Context, Decimal
@@ -49,9 +50,10 @@ class Log:
         if path.exists():
             _same(path, beside, self._asked)
             self.lines = {line.number: line for line in read_log(path)}
-        beside.write_text(self._asked, encoding="utf-8")
         text = "\n".join([HEAD, *(line.text for line in self.lines.values())])
-        path.write_text(text + "\n", encoding="utf-8")
+        # First what was asked, and each file whole or not at all: what ends the process now may cost no line.
+        _replaced(beside, self._asked)
+        _replaced(path, text + "\n")
 
     def add(self, line: Line) -> None:
         """Write a line, at once."""
@@ -76,9 +78,18 @@ def _same(path: Path, beside: Path, asked: str) -> None:
     raise InputError(f"{path}: is a log of something else, or none ({why}); name another file or remove it")
 
 
+def _replaced(path: Path, text: str) -> None:
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
+
+
 def read_log(path: Path) -> list[Line]:
     """The lines of a log. Raises ``InputError``; a last line that was cut off is left out."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a log of certified inputs: {error}") from error
     rows = text.split("\n")
     if rows[0] != HEAD:
         raise InputError(f"{path}: not a log of certified inputs: it should begin with {HEAD.split()}")
@@ -86,7 +97,10 @@ def read_log(path: Path) -> list[Line]:
     for number, row in enumerate(rows[1:-1], start=2):
         cells = row.split("\t")
         try:
-            found.append(Line(int(cells[0]), int(cells[1]), int(cells[2]), float(cells[3]), _seconds(cells[5])))
+            line = Line(int(cells[0]), int(cells[1]), int(cells[2]), float(cells[3]), _seconds(cells[5]))
+            if not 0 <= line.radius < math.inf:
+                raise ValueError("a radius is a number from 0")
+            found.append(line)
         except (ValueError, IndexError) as error:
             raise InputError(f"{path}:{number}: not a line of a log: {row!r}") from error
     return found

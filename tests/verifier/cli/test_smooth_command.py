@@ -60,7 +60,8 @@ def test_table_log_and_record_agree(asked: list[str], tmp_path: Path, capsys: Ca
     assert shares[0] >= shares[1] >= shares[2]
     rows = [row.split() for row in out.splitlines()]
     assert rows[0] == ["radius", "certified"]
-    assert [row[1] for row in rows[1:]] == [f"{100 * share:.1f}" for share in shares]
+    assert [row[1] for row in rows[1:-1]] == [f"{100 * share:.1f}" for share in shares]
+    assert out.splitlines()[-1].startswith("probabilistic, real arithmetic, 99.9 %")
     assert (tmp_path / "c.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 

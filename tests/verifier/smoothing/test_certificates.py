@@ -156,3 +156,9 @@ def test_numbers_that_make_no_sense_are_refused() -> None:
         check_samples(0, 100, 0.001)
     with pytest.raises(InputError, match="alpha"):
         check_samples(100, 100, 1.5)
+
+
+@pytest.mark.parametrize(("alpha", "text"), [(0.001, "99.9 %"), (0.001 / 3, "99.9666 %"), (1.4e-6, "99.99986 %")])
+def test_no_more_confidence_is_said_than_there_is(alpha: float, text: str) -> None:
+    assert percent(alpha) == text
+    assert percent(1 - (1 - alpha)) == text
