@@ -112,7 +112,7 @@ def throughput(device: str, half: bool) -> Iterator[str]:
             points = torch.rand((rows, 3072), generator=draw, device=place)
             count = rows * max(1, 512 // rows)
             bare, full = [], []
-            for _ in range(3):
+            for _ in range(9 if rows < 1024 else 3):
                 bare.append(_seconds(place, lambda: _forward(source, points, count)))  # noqa: B023
                 full.append(_seconds(place, lambda: source.counts(stream, count)))  # noqa: B023
             one, two = (count / min(times) for times in (bare, full))

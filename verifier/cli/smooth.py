@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from verifier import limits
 from verifier.cli import INTERRUPTED, options
 from verifier.cli.smooth_answer import answer, compare
-from verifier.cli.smooth_run import begin, certify
+from verifier.cli.smooth_run import Begun, begin, certify
 from verifier.errors import InputError
+
+if TYPE_CHECKING:
+    from verifier.smoothing.curve import Line
 
 NOISES = ("gaussian", "laplace", "uniform", "cubic", "spherical", "ball", "splitting")
 _PICTURES = (".svg", ".png")
@@ -97,23 +101,29 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.compare is not None:
         return compare(arguments)
     _check(arguments)
-    start = limits.process_start()
     begun = begin(arguments)
-    plan = begun.plan
     for note in begun.notes if not arguments.quiet else ():
         print(f"verifier: {note}", file=sys.stderr)
     lines, interrupted = certify(arguments, begun)
-    if not arguments.quiet:
-        seconds = limits.now() - start
-        print(f"verifier: {len(lines)} of {len(plan.labels)} inputs after {seconds:.1f} s, norm {plan.norm}; "
-              f"{plan.guarantee}", file=sys.stderr)
-        for note in plan.notes:
-            print(f"verifier: {note}", file=sys.stderr)
-        if lines and not any(line.radius for line in lines):
-            print("verifier: nothing is certified, which says little of the model where samples are few: "
-                  f"there were at most {arguments.n} (--n), for an alpha of {arguments.alpha:g}", file=sys.stderr)
+    for remark in _remarks(arguments, begun, lines, interrupted) if not arguments.quiet else ():
+        print(f"verifier: {remark}", file=sys.stderr)
     answer(arguments, begun, lines)
     return INTERRUPTED if interrupted else 0
+
+
+def _remarks(
+    arguments: argparse.Namespace, begun: Begun, lines: Sequence[Line], interrupted: bool
+) -> Iterator[str]:
+    plan, seconds = begun.plan, limits.now() - limits.process_start()
+    yield f"{len(lines)} of {len(plan.labels)} inputs after {seconds:.1f} s, norm {plan.norm}; {plan.guarantee}"
+    if interrupted:
+        yield "interrupted: the table is of the inputs that are done, and those that need few samples come first"
+    yield from plan.notes
+    if lines and not any(line.radius for line in lines):
+        yield (
+            "nothing is certified, which says little of the model where samples are few: there were at most "
+            f"{arguments.n} (--n), for an alpha of {arguments.alpha:g}"
+        )
 
 
 def _check_files(arguments: argparse.Namespace) -> None:

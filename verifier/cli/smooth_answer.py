@@ -83,6 +83,7 @@ def _record(begun: Begun, lines: list[Line]) -> dict[str, Any]:
         **sure,
         "norm": plan.norm,
         "radii": list(begun.radii),
+        "total": len(plan.labels),
         "certified_accuracy": certified_accuracy(lines, begun.radii),
         "inputs": [
             {"number": line.number, "label": line.label, "class": None if line.predict == ABSTAIN else line.predict,

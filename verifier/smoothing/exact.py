@@ -28,8 +28,8 @@ from verifier.smoothing.shifts import Near, Scaled, Shift
 
 _BITS = 62
 _MOST_CELLS = 2**18
-_NEAR = 1e-3
-"""Of a step: how far an input may be from the grid, since decimals and float32 numbers seldom are on it."""
+_NEAR = 2.0**-22
+"""How far an input may be from the grid, in its own size: what a quotient or a product in float32 is off by, twice."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +120,7 @@ class Grid:
         """The whole numbers k of an input ``[n]``. Raises ``InputError`` where it is not on the grid."""
         wide = x.double() / float(self.step)
         found = wide.round()
-        off = (wide - found).abs()
+        off = (wide - found).abs() / found.abs().clamp(min=1)
         if not float(off.max()) <= _NEAR:  # NaN too
             worst = int(off.argmax())
             raise InputError(

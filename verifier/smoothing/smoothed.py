@@ -72,6 +72,8 @@ class Smoothed:
         ``budget``: samples for all inputs together. ``report`` is called with the samples drawn so far, now and then.
         Raises ``InputError``.
         """
+        if question.together:
+            raise InputError("together: how many inputs there are is not known here; ask question.each(number)")
         how = Sequential(self.default_radii(question.norm)) if estimation is None else estimation
         shift = self.place.shift(check_norm(question.norm), int(np.prod(self.shape)))
         streams = ((k, self._stream(row, seed, k), label) for k, row, label in inputs)

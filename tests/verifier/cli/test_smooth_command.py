@@ -77,8 +77,10 @@ def test_an_interrupted_run_goes_on_where_it_was(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Smoothed, "certify_each", three)
-    code, out, _ = call([*asked, "--fixed", "--log", str(log)], capsys)
+    code, out, err = call([*asked, "--fixed", "--log", str(log)], capsys)
     assert code == INTERRUPTED
+    assert f"3 of {COUNT} inputs" in err
+    assert "few samples come first" in err
     assert out.startswith("radius")
     log.write_text(log.read_text(encoding="utf-8") + "3\t4", encoding="utf-8")  # cut off while it was written
     monkeypatch.setattr(Smoothed, "certify_each", true)

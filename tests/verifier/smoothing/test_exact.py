@@ -95,6 +95,8 @@ def test_points_of_the_grid_are_those_of_image_files() -> None:
     assert torch.equal(grid.points(numbers), x)
     assert grid.numbers(torch.from_numpy(images.astype(np.float32) * np.float32(1 / 255))).tolist() == list(range(256))
     assert Grid(Fraction("0.1")).points(torch.tensor([3.0, -2.0])).tolist() == pytest.approx([0.3, -0.2])
+    with pytest.raises(InputError, match="not a multiple"):
+        grid.numbers(x + 1e-6)
     with pytest.raises(InputError, match=r"element 1 of an input, 0\.5, is not a multiple of the step 1/255"):
         grid.numbers(torch.tensor([0.0, 0.5]))
     with pytest.raises(InputError, match="not a multiple"):

@@ -72,6 +72,8 @@ def test_questions_reach_the_certificates(path: Path) -> None:
     labels = smoothed.certify(X, Fixed(2000), labels=[one[0].guess, (one[1].guess + 1) % 10])
     assert labels[0].label == one[0].label
     assert labels[1].label is None
+    with pytest.raises(InputError, match=r"question\.each"):
+        next(smoothed.certify_each([], question=Question(together=True)))
     for norm in ("1", "inf"):
         other = smooth(path, Laplace(0.2)).certify(X, Fixed(2000), Question(norm=norm))
         assert all(f.norm == norm and f.noise == "laplace scale=0.2" for f in other)
