@@ -56,9 +56,7 @@ class Sampler:
     def batch(self, parts: Sequence[tuple[Stream, int]]) -> Tensor:
         """``[parts, classes + 1]``: the counts of several streams; the parts are ``block`` at most in all."""
         with torch.inference_mode():
-            points = _joined(
-                [self.noise.draw(count, len(s.x), s.draw, self.dtype).add_(s.x) for s, count in parts]
-            )
+            points = _joined([self.noise.draw(count, len(s.x), s.draw, self.dtype).add_(s.x) for s, count in parts])
             scores = _joined([self.scores(part) for part in points.split(self.rows)])
             places, width = chosen(scores, self.classes), self.classes + 1
             if len(parts) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -47,16 +47,8 @@ class AtInput:
 
     noise: Noise
     scores: Scores
-
-    @property
-    def unit(self) -> float:
-        """See ``Place``."""
-        return 1.0
-
-    @property
-    def arithmetic(self) -> str:
-        """See ``Place``."""
-        return "real arithmetic"
+    unit: ClassVar[float] = 1.0
+    arithmetic: ClassVar[str] = "real arithmetic"
 
     def start(self, x: Tensor) -> Tensor:
         """See ``Place``."""
@@ -73,16 +65,12 @@ class OnGrid:
 
     noise: GridNoise
     plain: Scores
+    arithmetic: ClassVar[str] = "floating point included"
 
     @property
     def unit(self) -> float:
         """See ``Place``."""
         return float(self.noise.step)
-
-    @property
-    def arithmetic(self) -> str:
-        """See ``Place``."""
-        return "floating point included"
 
     def scores(self, numbers: Tensor) -> Tensor:
         """See ``Place``."""
@@ -106,16 +94,8 @@ class AfterLayer:
 
     noise: Noise
     layer: NoiseLayer
-
-    @property
-    def unit(self) -> float:
-        """See ``Place``."""
-        return 1.0
-
-    @property
-    def arithmetic(self) -> str:
-        """See ``Place``."""
-        return "real arithmetic"
+    unit: ClassVar[float] = 1.0
+    arithmetic: ClassVar[str] = "real arithmetic"
 
     @property
     def scores(self) -> Scores:
