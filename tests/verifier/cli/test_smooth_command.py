@@ -187,6 +187,8 @@ def test_questions_of_several_kinds(asked: list[str], capsys: Capture) -> None:
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_pictures(ending: str, asked: list[str], tmp_path: Path, capsys: Capture) -> None:
+    if ending == "png":
+        pytest.importorskip("PIL", reason="pillow is not installed")
     path = tmp_path / f"curve.{ending}"
     assert call([*asked, "--plot", str(path)], capsys)[0] == 0
     assert path.read_bytes().startswith({"svg": b"<?xml", "png": b"\x89PNG"}[ending])
