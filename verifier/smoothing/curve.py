@@ -34,7 +34,8 @@ class Line:
     @property
     def text(self) -> str:
         """As the log has it; the radius is rounded down."""
-        radius = Context(prec=9, rounding=ROUND_FLOOR).create_decimal(Decimal(repr(self.radius)))
+        floor = float(Context(prec=9, rounding=ROUND_FLOOR).create_decimal(Decimal(repr(self.radius))))
+        radius = Decimal(repr(floor))  # as it is when it has been read: a log that goes on stays as it was
         return f"{self.number}\t{self.label}\t{self.predict}\t{radius:f}\t{int(self.correct)}\t{self.seconds:.3f}"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from scipy.optimize import brentq
 
 _STEPS = (0.0, 1e-13, 1e-11, 1e-9, 1e-6)
+_TURNS = 10_000  # of bisection it takes a thousand from 1 to the smallest numbers, of Brent's method a few times that
 
 
 def last_up(f: Callable[[float], float], low: float, high: float) -> float:
@@ -16,5 +17,5 @@ def last_up(f: Callable[[float], float], low: float, high: float) -> float:
         return high
     if f(low) <= 0:
         return low
-    found = float(brentq(f, low, high, xtol=1e-300, rtol=1e-14))
+    found = float(brentq(f, low, high, xtol=1e-300, rtol=1e-14, maxiter=_TURNS, disp=False))
     return next((x for x in (found - step * (found - low) for step in _STEPS) if f(x) >= 0), low)

@@ -95,6 +95,15 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert call([*asked, "--fixed", "--norm", "2", "--log", str(log)], capsys)[0] == 0  # the default, said
 
 
+def test_lines_of_a_log_are_rewritten_as_they_were(tmp_path: Path) -> None:
+    log = curve.Log(tmp_path / "log.tsv", {})
+    for number, radius in enumerate((0.51139339042, 0.0, 1.0, 1e-7 / 3, 12.3456789012)):
+        log.add(curve.Line(number, 2, 2, radius, 1.0))
+    before = log.path.read_bytes()
+    curve.Log(log.path, {})  # goes on with it
+    assert log.path.read_bytes() == before
+
+
 def test_few_samples_and_large_values_are_remarked(asked: list[str], tmp_path: Path, capsys: Capture) -> None:
     with np.load(asked[3]) as data:
         np.savez(tmp_path / "levels.npz", x=data["x"] * 255, y=data["y"])

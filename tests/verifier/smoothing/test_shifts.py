@@ -312,3 +312,20 @@ def test_sign_tails_of_large_inputs() -> None:
 def test_scales_whose_squares_are_out_of_range_are_refused(scale: float) -> None:
     with pytest.raises(InputError, match="not between"):
         Laplace(scale)
+
+
+@pytest.mark.parametrize("beyond", [1.0, 50.0, 300.0])
+def test_shifts_that_leave_hardly_anything(beyond: float) -> None:
+    size, p = 784, 0.3
+    r = 2 * size * p - 1 + beyond  # down to one face, and on from there
+    shift = Cubic(1.0).shift("1", size)
+    assert shift.least(p, r) == pytest.approx(math.exp(-beyond) / (2 * size), rel=1e-4)
+    assert Gaussian(1.0).shift("2", size).least(0.5, beyond / 10) == pytest.approx(ndtr(-beyond / 10), rel=1e-4)
+
+
+def test_one_of_many_classes_among_the_first() -> None:
+    shift, p, others = Cubic(1.0).shift("1", 784), 0.34, [1e-4] * 999
+    found = among_first(shift, p, others, 5)
+    assert found > shift.radius(p, 5e-4)
+    own, rivals = shift.least(p, found), [1 - shift.least(1 - t * 1e-4, found) for t in range(1, 6)]
+    assert any(t * own >= rival for t, rival in enumerate(rivals, start=1))
