@@ -67,7 +67,7 @@ def fit_examples(
     if not _fits(x.shape[1:], shape, size):
         raise InputError(
             f"{name}: an example of shape {list(x.shape[1:])} does not fit the model's input of shape {list(shape)}"
-            + ("; its axes are in another order: transpose them" if np.prod(x.shape[1:]) == size else "")
+            + _advice(x.shape[1:], shape, size)
         )
     flat = x.reshape(len(x), size)
     with np.errstate(over="ignore"):  # said below
@@ -109,6 +109,17 @@ def check_range(examples: Examples, ends: tuple[Fraction, Fraction] | None) -> N
 def _fits(given: tuple[int, ...], shape: tuple[int, ...], size: int) -> bool:
     """Whether an example has the model's axes, axes of size 1 aside, or is flat."""
     return given == (size,) or [d for d in given if d != 1] == [d for d in shape if d != 1]
+
+
+def _advice(given: tuple[int, ...], shape: tuple[int, ...], size: int) -> str:
+    """What to do about an example that does not fit."""
+    if np.prod(given) == size:
+        if sorted(d for d in given if d != 1) == sorted(d for d in shape if d != 1):
+            return "; its axes are in another order: transpose them"
+        return f"; give x flat, as [N, {size}], with its elements in the order that the model wants"
+    if shape[0] > 1 and np.prod(given) == size // shape[0]:
+        return f"; if the model takes {shape[0]} examples at once: export it for 1 or for any number"
+    return ""
 
 
 def _labels(y: np.ndarray | None, count: int, name: str) -> np.ndarray | None:

@@ -34,6 +34,16 @@ def test_axes_in_another_order_are_refused_and_not_scrambled() -> None:
         fit_examples(np.zeros((2, 4, 4, 3)), None, (1, 3, 4, 4), np.float32)
 
 
+def test_axes_that_are_merged_are_to_be_given_flat() -> None:
+    with pytest.raises(InputError, match=r"flat, as \[N, 16\]"):
+        fit_examples(np.zeros((2, 4, 4)), None, (1, 16), np.float32)
+
+
+def test_a_model_of_several_examples_at_once_is_remarked() -> None:
+    with pytest.raises(InputError, match="for 1 or for any number"):
+        fit_examples(np.zeros((2, 4, 4)), None, (8, 1, 4, 4), np.float32)
+
+
 def test_rounding_is_said() -> None:
     found = fit_examples(np.array([[0.1, 0.5], [0.5, 0.25]]), None, (1, 2), np.float32)
     assert found.notes == ("1 of 2 examples were rounded to float32",)

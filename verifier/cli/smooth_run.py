@@ -166,11 +166,12 @@ def _asked(arguments: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _digest(path: Path) -> str:
-    """Of a file, or of the names and sizes in a folder."""
+    """Of a file, or of the names and digests of the images and tables in a folder."""
     digest = hashlib.sha256()
     if path.is_dir():
         for file in sorted(path.rglob("*")):
-            digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+            if file.suffix.lower() in (".png", ".csv"):  # what is read of a folder; a log may lie in it too
+                digest.update(f"{file.relative_to(path)}\0{_digest(file)}\0".encode())
     else:
         with path.open("rb") as stream:
             while block := stream.read(1 << 20):

@@ -145,7 +145,14 @@ def smooth(
         return _smoothed(found, AtInput(noise, found.scores))
     if found.dtype not in (torch.float32, torch.float64):
         raise UnsupportedError(f"exact noise: whole numbers of images and noise are not exact in {found.dtype}")
-    return _smoothed(found, OnGrid(GridNoise.of(noise, Fraction(step), found.device), found.scores))
+    return _smoothed(found, OnGrid(GridNoise.of(noise, _fraction(step), found.device), found.scores))
+
+
+def _fraction(step: Fraction | str) -> Fraction:
+    try:
+        return Fraction(step)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise InputError(f"step={step}: a positive number is needed, such as 1/255") from None
 
 
 def _smoothed(found: Base, place: Place) -> Smoothed:

@@ -104,6 +104,25 @@ def test_lines_of_a_log_are_rewritten_as_they_were(tmp_path: Path) -> None:
     assert log.path.read_bytes() == before
 
 
+def test_a_log_of_other_images_of_the_same_size_is_refused(asked: list[str], tmp_path: Path, capsys: Capture) -> None:
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path / "images"
+    (folder / "3").mkdir(parents=True)
+
+    def write(value: int) -> int:
+        path = folder / "3" / "a.png"
+        image.fromarray(np.full((8, 8), value, np.uint8)).save(path, compress_level=0)
+        return path.stat().st_size
+
+    arguments = [*asked[:3], str(folder), *asked[4:], "--log", str(folder / "log.tsv")]
+    size = write(10)
+    assert call(arguments, capsys)[0] == 0
+    assert call(arguments, capsys)[0] == 0
+    assert write(200) == size
+    code, _, err = call(arguments, capsys)
+    assert (code, "it differs in the files" in err) == (2, True)
+
+
 def test_few_samples_and_large_values_are_remarked(asked: list[str], tmp_path: Path, capsys: Capture) -> None:
     with np.load(asked[3]) as data:
         np.savez(tmp_path / "levels.npz", x=data["x"] * 255, y=data["y"])

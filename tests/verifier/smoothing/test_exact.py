@@ -140,6 +140,9 @@ def test_what_cannot_be_exact_is_refused() -> None:
     for step in (Fraction(0), Fraction(-1, 2)):
         with pytest.raises(InputError, match="positive"):
             GridNoise.of(Gaussian(1.0), step)
+    for text in ("x", "1/0"):
+        with pytest.raises(InputError, match=f"step={text}: a positive number"):
+            smooth(torch.nn.Linear(1, 2).eval(), 20.0, shape=(1,), step=text)
     place = OnGrid(GridNoise.of(Gaussian(1.0), Fraction(1, 255)), lambda x: x)
     with pytest.raises(InputError, match="take a larger step"):
         place.start(torch.tensor([65_800.0]))
