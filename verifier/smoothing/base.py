@@ -92,8 +92,19 @@ def _of_file(model: str | Path | bytes | Network | Graph | Classifier, way: Way)
         found = GraphOracle.of(model, torch.float32, place)
         return Base(_run(found.outputs, way), _classes(model), _shape(model), _rows(found, way), torch.float32, place)
     classifier = model if isinstance(model, Classifier) else Classifier.of(model)
+    _check_one_input(classifier)
     asked, dtype = classifier.oracle(place), _dtype(classifier)
     return Base(_run(asked.outputs, way), classifier.classes, classifier.shape, _rows(asked, way), dtype, asked.device)
+
+
+def _check_one_input(classifier: Classifier) -> None:
+    """Outputs of a batch that the model fixes would be taken for the classes of one input."""
+    graph = classifier.graph
+    out = () if graph is None else graph.nodes[graph.outputs[0]].shape
+    if len(out) > 1 and len(classifier.shape) > 1 and out[0] == classifier.shape[0] > 1:
+        raise UnsupportedError(
+            f"the model takes {out[0]} inputs at once, in all {list(classifier.shape)}: export it for 1, or any number"
+        )
 
 
 def _layers_of(model: Model, shape: Sequence[int] | None, way: Way) -> tuple[Graph, torch.dtype, torch.device]:
@@ -108,6 +119,7 @@ def _layers_of(model: Model, shape: Sequence[int] | None, way: Way) -> tuple[Gra
         return model, torch.float32, place
     network = read_network(model, normalised=False) if isinstance(model, str | Path | bytes) else model
     classifier = network if isinstance(network, Classifier) else Classifier.of(network)
+    _check_one_input(classifier)
     if classifier.graph is None:
         raise UnsupportedError(f"noise after the first layer takes a model that can be read: {classifier.why}")
     return classifier.graph, _dtype(classifier), place

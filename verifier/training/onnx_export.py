@@ -26,8 +26,10 @@ def export(module: nn.Module, path: str | Path, shape: Sequence[int]) -> None:
 
     The file holds what the module computes in evaluation mode, in its parameters' type (float32 or float64); input
     ``x``, output ``scores``. Raises ``UnsupportedError``, which lists all layers that are not known, and ``InputError``
-    for a shape that the module does not take.
+    for a shape that the module does not take, or a folder that is not there.
     """
+    if not Path(path).parent.is_dir():
+        raise InputError(f"{path}: there is no folder {Path(path).parent}")
     layers = list(_layers("", module))
     build = _Nodes()
     refused = [text for name, layer in layers if (text := _refusal(name, layer)) is not None]

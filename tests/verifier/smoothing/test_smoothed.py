@@ -147,6 +147,24 @@ def test_models_of_doubles_are_run_in_doubles(layer: bool, tmp_path: Path) -> No
         assert smoothed.dtype == smoothed.place.start(smoothed.inputs(np.zeros((1, 2)))[0]).dtype == torch.float64
 
 
+def test_batches_that_a_model_fixes_are_refused(tmp_path: Path) -> None:
+    """Its eight times two outputs are not sixteen classes."""
+    kind = TensorProto.FLOAT
+    weights = numpy_helper.from_array(np.ones((3, 2), dtype=np.float32), "w")
+    for count in (1, 8):
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])], "g",
+            [helper.make_tensor_value_info("x", kind, [count, 3])],
+            [helper.make_tensor_value_info("y", kind, [count, 2])], [weights],
+        )  # fmt: skip
+        path = tmp_path / f"{count}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    assert smooth(tmp_path / "1.onnx", 0.5).classes == 2
+    for layer in (False, True):
+        with pytest.raises(UnsupportedError, match="takes 8 inputs at once"):
+            smooth(tmp_path / "8.onnx", 0.5, layer=layer)
+
+
 def test_what_is_missing_is_said(path: Path) -> None:
     module = in_torch(path)
     with pytest.raises(InputError, match="shape"):

@@ -210,4 +210,6 @@ def test_what_cannot_be_exported_is_said_at_once(tmp_path: Path) -> None:
         export(module, tmp_path / "x.onnx", (1, 3, 3))
     with pytest.raises(InputError, match=r"0 \(Linear\) takes no input of shape \[1, 5\]"):
         export(nn.Sequential(nn.Linear(4, 2)), tmp_path / "x.onnx", (5,))
+    with pytest.raises(InputError, match="there is no folder"):
+        export(nn.Sequential(nn.Linear(4, 2)), tmp_path / "none" / "x.onnx", (4,))
     assert not list(tmp_path.iterdir())
