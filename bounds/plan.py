@@ -23,7 +23,7 @@ KEPT_MAGNITUDES = 1 << 23
 """Elements of constants up to which their absolute values are kept too."""
 
 RETAINED = 31 << 20
-"""Bytes of the largest block that the C library should keep for the next one when it is freed (``_retain_blocks``)."""
+"""Bytes of the largest block that the C library should keep for the next one when it is freed (``retain_blocks``)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +119,7 @@ def prepare(
         raise ValueError(f"bounds need one input and one output, not {len(graph.inputs)} and {len(graph.outputs)}")
     if not graph.variable[graph.outputs[0]]:
         raise ValueError("the output does not depend on the input: it is a constant, which needs no bounds")
-    _retain_blocks()
+    retain_blocks()
     graph = graph.to(dtype, device)
     variable = graph.variable
     operands: dict[int, tuple[Tensor | None, ...]] = {}
@@ -163,12 +163,13 @@ def prepare(
     )
 
 
-def _retain_blocks() -> None:
+def retain_blocks() -> None:
     """Allocate and free one large block, which nobody touches.
 
-    Coefficient rows come and go in blocks of megabytes. The GNU C library gives such blocks back to the system and
-    takes new ones, whose pages are cleared one fault at a time: that took up to half of the time of a walk. What it
-    does so with are blocks larger than any freed before (up to 32 MB), and free memory of twice that.
+    Coefficient rows, and values of many points, come and go in blocks of megabytes. The GNU C library gives such blocks
+    back to the system and takes new ones, whose pages are cleared one fault at a time: that took up to half of the time
+    of a walk, or of an evaluation. What it does so with are blocks larger than any freed before (up to 32 MB), and free
+    memory of twice that.
     """
     torch.empty(RETAINED, dtype=torch.uint8)
 

@@ -51,6 +51,7 @@ class Classifier:
                 )
             if not graph.variable[graph.outputs[0]]:
                 raise InputError("the model's output does not depend on its input: no change reaches another class")
+            _check_one_input(graph)
         except UnsupportedModelError as error:
             if mean is not None or isinstance(model, Network):
                 raise
@@ -84,6 +85,15 @@ class Classifier:
         """Outputs ``[N, classes]`` at points ``[N, n]`` by onnxruntime, each run by itself as in a replay: with
         several threads the last digits of several run at once are others."""
         return np.concatenate([self.session.values(x[k : k + 1]) for k in range(len(x))])
+
+
+def _check_one_input(graph: Graph) -> None:
+    """Refuse the outputs of a batch that the model fixes: they would be taken for the classes of one input."""
+    given, out = (graph.nodes[ends[0]].shape for ends in (graph.inputs, graph.outputs))
+    if len(given) > 1 and len(out) > 1 and out[0] == given[0] > 1:
+        raise UnsupportedError(
+            f"the model takes {out[0]} inputs at once, in all {list(given)}: export it for 1, or any number"
+        )
 
 
 def best_other(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

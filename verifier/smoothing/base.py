@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bounds import trace
 from bounds.graph import Graph
+from bounds.plan import retain_blocks
 from verifier.attacks.classifier import Classifier
 from verifier.attacks.oracle import ELEMENTS, GraphOracle, Oracle
 from verifier.attacks.search import cost
@@ -28,9 +29,6 @@ _MOST_ROWS, _MOST_GPU_ROWS = 4096, 65536
 _CACHED = 2e6
 """Elements of all values on a processor (8 MB in float32): with more at once networks of all sizes were up to twice as
 slow, since values leave the caches and large blocks of memory are fetched anew."""
-
-_KEPT = 8_300_000
-"""Elements of float32 just below 32 MB: the greatest block that the C library may keep when it is freed."""
 
 _SHARE = 0.25
 """Of the free memory of a GPU that a batch may take."""
@@ -65,25 +63,19 @@ class Base:
 
 def base(model: Model, shape: Sequence[int] | None, way: Way) -> Base:
     """A model ready to run; see ``smooth``. Raises ``InputError`` and ``UnsupportedError``."""
-    _keep_freed_blocks()
+    retain_blocks()
     return _of_module(model, shape, way) if isinstance(model, nn.Module) else _of_file(model, way)
 
 
 def behind_layer(model: Model, shape: Sequence[int] | None, way: Way) -> tuple[Base, NoiseLayer]:
     """A model cut after its first layer; the scores are those of the layer's values. Raises ``InputError`` and
     ``UnsupportedError``."""
-    _keep_freed_blocks()
+    retain_blocks()
     graph, dtype, place = _layers_of(model, shape, way)
     found = noise_layer(graph, dtype, place)
     layer = replace(found, after=_run(found.after, way))
     rows = way.rows or _fitting(cost(graph)[1], place)
     return Base(layer.after, _classes(graph), _shape(graph), rows, dtype, place), layer
-
-
-def _keep_freed_blocks() -> None:
-    """The C library of Linux gives freed blocks back to the system, and fetches new ones page by page, unless as large
-    a one has been freed before. Without this, batches of small convolutional networks took up to twice as long."""
-    torch.empty(_KEPT)
 
 
 def _of_file(model: str | Path | bytes | Network | Graph | Classifier, way: Way) -> Base:
@@ -92,19 +84,8 @@ def _of_file(model: str | Path | bytes | Network | Graph | Classifier, way: Way)
         found = GraphOracle.of(model, torch.float32, place)
         return Base(_run(found.outputs, way), _classes(model), _shape(model), _rows(found, way), torch.float32, place)
     classifier = model if isinstance(model, Classifier) else Classifier.of(model)
-    _check_one_input(classifier)
     asked, dtype = classifier.oracle(place), _dtype(classifier)
     return Base(_run(asked.outputs, way), classifier.classes, classifier.shape, _rows(asked, way), dtype, asked.device)
-
-
-def _check_one_input(classifier: Classifier) -> None:
-    """Outputs of a batch that the model fixes would be taken for the classes of one input."""
-    graph = classifier.graph
-    out = () if graph is None else graph.nodes[graph.outputs[0]].shape
-    if len(out) > 1 and len(classifier.shape) > 1 and out[0] == classifier.shape[0] > 1:
-        raise UnsupportedError(
-            f"the model takes {out[0]} inputs at once, in all {list(classifier.shape)}: export it for 1, or any number"
-        )
 
 
 def _layers_of(model: Model, shape: Sequence[int] | None, way: Way) -> tuple[Graph, torch.dtype, torch.device]:
@@ -119,7 +100,6 @@ def _layers_of(model: Model, shape: Sequence[int] | None, way: Way) -> tuple[Gra
         return model, torch.float32, place
     network = read_network(model, normalised=False) if isinstance(model, str | Path | bytes) else model
     classifier = network if isinstance(network, Classifier) else Classifier.of(network)
-    _check_one_input(classifier)
     if classifier.graph is None:
         raise UnsupportedError(f"noise after the first layer takes a model that can be read: {classifier.why}")
     return classifier.graph, _dtype(classifier), place
